@@ -1,0 +1,3 @@
+//! The pub/sub API.
+
+pub mod scopes;
