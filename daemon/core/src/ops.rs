@@ -43,4 +43,23 @@ impl Ops {
     {
         call().await
     }
+
+    /// Like [`Ops::run`], for output bindings, whose operations are their own.
+    ///
+    /// # Errors
+    /// The component's error, or the policy's when it gave up.
+    pub async fn run_named<T, F, Fut>(
+        &self,
+        cx: &Cx,
+        op: Operation,
+        _name: &str,
+        idempotent: bool,
+        call: F,
+    ) -> Result<T>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T>>,
+    {
+        self.run(cx, op, idempotent, call).await
+    }
 }
