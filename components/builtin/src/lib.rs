@@ -1,1 +1,20 @@
-//! mecha-builtin.
+//! Components that need no backend of their own: `state.in-memory`,
+//! `pubsub.in-memory`, `bindings.cron`, `bindings.http`,
+//! `bindings.localstorage`, `secretstores.local.env` and
+//! `secretstores.local.file`.
+
+mod pubsub;
+mod quiet;
+mod secrets_env;
+mod secrets_file;
+mod state;
+
+use mecha_components_api::Registry;
+
+/// Makes every component of this crate known.
+pub fn register(registry: &mut Registry) {
+    registry.state.push(state::registration());
+    registry.pubsub.push(pubsub::registration());
+    registry.secrets.push(secrets_env::registration());
+    registry.secrets.push(secrets_file::registration());
+}
