@@ -146,6 +146,13 @@ fn services_have_the_names_clients_call() {
 }
 
 #[test]
+fn clients_take_a_channel() {
+    // Without generated transport code; compiling is the test.
+    let _: fn(tonic::transport::Channel) -> runtime::dapr_client::DaprClient<tonic::transport::Channel> =
+        runtime::dapr_client::DaprClient::new;
+}
+
+#[test]
 fn secrets_do_not_show_in_debug() {
     let map = || BTreeMap::from([("user".to_owned(), "hunter2".to_owned())]);
     let bytes = || Bytes::from_static(b"hunter2");
