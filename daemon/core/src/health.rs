@@ -95,11 +95,7 @@ impl Health {
     /// Not ready, draining, or asked for another app id.
     pub fn ready(&self, asked_app_id: Option<&str>) -> Result<(), ApiError> {
         if asked_app_id.is_some_and(|id| !id.is_empty() && id != self.app_id.as_ref()) {
-            return Err(ApiError::new(
-                Code::HealthAppIdNotMatch,
-                ErrorKind::Internal,
-                "dapr app-id does not match",
-            ));
+            return Err(ApiError::new(Code::HealthAppIdNotMatch, ErrorKind::Internal, "dapr app-id does not match"));
         }
         let state = self.state.lock();
         if state.phase == Phase::Ready {
@@ -120,11 +116,7 @@ impl Health {
         if self.state.lock().outbound {
             return Ok(());
         }
-        Err(ApiError::new(
-            Code::OutboundHealthNotReady,
-            ErrorKind::Internal,
-            "dapr outbound is not ready",
-        ))
+        Err(ApiError::new(Code::OutboundHealthNotReady, ErrorKind::Internal, "dapr outbound is not ready"))
     }
 }
 

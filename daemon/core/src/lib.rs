@@ -2,23 +2,30 @@
 //! encode; components implement `mecha_components_api`. There is no hyper, tonic or
 //! axum in here: peers and the app are reached through traits this crate owns.
 
+pub mod api_rules;
 pub mod app;
+pub mod bindings;
 pub mod codes;
+pub mod configuration;
+mod core;
 mod cx;
 mod error;
-mod identity;
-mod tasks;
-pub mod bindings;
-pub mod configuration;
 pub mod health;
-pub mod lock;
-pub mod secrets;
+mod identity;
 pub mod keys;
+pub mod lock;
+pub mod metadata;
+pub mod metrics;
 pub mod ops;
 pub mod pubsub;
+pub mod secrets;
 pub mod state;
 pub mod store;
+mod tasks;
+pub mod trace;
+pub mod unbuilt;
 
+pub use core::{AppSlot, Core, ShutdownRequest};
 pub use cx::{Cx, Front, TraceHeaders};
 pub use error::{ApiError, Detail, Shape};
 pub use identity::Identity;

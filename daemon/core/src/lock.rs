@@ -64,9 +64,7 @@ impl LockApi {
             .map(Duration::from_secs)
             .ok_or_else(|| ApiError::malformed(format!("ExpiryInSeconds is not positive in lock store {store}")))?;
         let key = key(&h, resource)?;
-        let failed = |e: Error| {
-            ApiError::component(Code::TryLock, &e, format!("failed to try acquiring lock: {e}"))
-        };
+        let failed = |e: Error| ApiError::component(Code::TryLock, &e, format!("failed to try acquiring lock: {e}"));
         h.ops.run(cx, Operation::TryLock, false, || h.inner.try_lock(&key, owner, ttl)).await.map_err(failed)
     }
 
@@ -78,8 +76,7 @@ impl LockApi {
         let h = self.handle(store, Code::Unlock)?;
         check(store, resource, owner)?;
         let key = key(&h, resource)?;
-        let failed =
-            |e: Error| ApiError::component(Code::Unlock, &e, format!("failed to release lock: {e}"));
+        let failed = |e: Error| ApiError::component(Code::Unlock, &e, format!("failed to release lock: {e}"));
         h.ops.run(cx, Operation::Unlock, true, || h.inner.unlock(&key, owner)).await.map_err(failed)
     }
 }

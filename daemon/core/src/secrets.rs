@@ -98,9 +98,10 @@ impl SecretsApi {
                 format!("access denied by policy to get \"{key}\" from \"{store}\""),
             ));
         }
-        h.ops.run(cx, Operation::Get, true, || h.inner.get(key, metadata)).await.map_err(|e| {
-            failed(&e, format!("failed getting secret with key {key} from secret store {store}: {e}"))
-        })
+        h.ops
+            .run(cx, Operation::Get, true, || h.inner.get(key, metadata))
+            .await
+            .map_err(|e| failed(&e, format!("failed getting secret with key {key} from secret store {store}: {e}")))
     }
 
     /// All secrets that this app may read.

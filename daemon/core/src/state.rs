@@ -354,6 +354,18 @@ impl StateApi {
     }
 }
 
+/// A transaction operation that is neither upsert nor delete.
+#[must_use]
+pub fn unknown_operation(name: &str) -> ApiError {
+    ApiError::new(
+        Code::NotSupportedStateOperation,
+        ErrorKind::Unsupported,
+        format!("operation type {name} not supported"),
+    )
+    .with_detail(Detail::ErrorInfo { reason: Code::NotSupportedStateOperation.as_str().into(), metadata: None })
+    .with_shape(Shape::PlainHttp)
+}
+
 fn encode(h: &StateHandle, store: &str, key: &str) -> Result<String, ApiError> {
     h.extra.encode(key).map_err(|message| {
         ApiError::malformed(message.clone())

@@ -54,8 +54,10 @@ impl OutputApi {
         }
         let known = h.inner.operations();
         if !known.contains(&operation) {
-            let text =
-                format!("binding {name} does not support operation {operation}. supported operations:{}", known.join(" "));
+            let text = format!(
+                "binding {name} does not support operation {operation}. supported operations:{}",
+                known.join(" ")
+            );
             return Err(failed(name, ErrorKind::InvalidArgument, &text));
         }
         let trace = [
@@ -69,9 +71,10 @@ impl OutputApi {
             }
         }
         let call = || h.inner.invoke(Invoke { operation, data: data.clone(), metadata: &metadata });
-        h.ops.run_named(cx, Operation::Invoke, operation, false, call).await.map_err(|e| {
-            failed(name, e.kind(), &e.to_string()).with_headers(e.details().clone())
-        })
+        h.ops
+            .run_named(cx, Operation::Invoke, operation, false, call)
+            .await
+            .map_err(|e| failed(name, e.kind(), &e.to_string()).with_headers(e.details().clone()))
     }
 }
 

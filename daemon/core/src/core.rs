@@ -1,0 +1,174 @@
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use mecha_components_api::Metadata;
+use tokio::sync::watch;
+
+use crate::api_rules::ApiRules;
+use crate::app::AppChannel;
+use crate::bindings::OutputApi;
+use crate::configuration::ConfigurationApi;
+use crate::error::ApiError;
+use crate::health::Health;
+use crate::identity::Identity;
+use crate::lock::LockApi;
+use crate::metadata::MetadataApi;
+use crate::metrics::Metrics;
+use crate::pubsub::PubSubApi;
+use crate::secrets::SecretsApi;
+use crate::state::StateApi;
+use crate::store::Store;
+use crate::tasks::Tasks;
+use crate::trace::Tracer;
+
+/// Holder of the app channel, absent when the sidecar was started without an app port.
+#[derive(Debug, Default)]
+pub struct AppSlot(ArcSwapOption<Box<dyn AppChannel>>);
+
+impl AppSlot {
+    /// Sets the channel.
+    pub fn set(&self, app: Box<dyn AppChannel>) {
+        self.0.store(Some(Arc::new(app)));
+    }
+
+    /// The channel.
+    ///
+    /// # Errors
+    /// `ERR_APP_CHANNEL_NIL` without an app.
+    pub fn get(&self) -> Result<Arc<Box<dyn AppChannel>>, ApiError> {
+        self.0.load_full().ok_or_else(|| {
+            ApiError::new(
+                crate::codes::Code::AppChannelNil,
+                mecha_components_api::ErrorKind::Internal,
+                "app channel is not initialized",
+            )
+        })
+    }
+}
+
+/// How the process was asked to stop through the API.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShutdownRequest {
+    /// Nobody asked.
+    #[default]
+    None,
+    /// Stop gracefully.
+    Graceful,
+    /// Answer, then exit at once.
+    Forced,
+}
+
+/// One runtime: every API over one set of components. A rebuild (SIGHUP) makes a new one.
+#[derive(Debug)]
+pub struct Core {
+    /// Who this sidecar is.
+    pub me: Arc<Identity>,
+    /// Live components.
+    pub store: Arc<Store>,
+    /// Background work.
+    pub tasks: Tasks,
+    /// Readiness.
+    pub health: Arc<Health>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Tracing.
+    pub tracer: Tracer,
+    /// The app.
+    pub app: Arc<AppSlot>,
+    /// State API.
+    pub state: StateApi,
+    /// Pub/sub API.
+    pub pubsub: PubSubApi,
+    /// Output binding API.
+    pub output: OutputApi,
+    /// Secrets API.
+    pub secrets: SecretsApi,
+    /// Configuration API.
+    pub configuration: ConfigurationApi,
+    /// Lock API.
+    pub lock: LockApi,
+    /// Metadata API.
+    pub metadata: MetadataApi,
+    /// Allow and deny lists.
+    pub api_rules: ArcSwap<ApiRules>,
+    shutdown: watch::Sender<ShutdownRequest>,
+}
+
+impl Core {
+    /// A runtime without components.
+    #[must_use]
+    pub fn new(me: Identity, health: Arc<Health>, metrics: Arc<Metrics>, tracer: Tracer) -> Self {
+        let me = Arc::new(me);
+        let store = Arc::new(Store::default());
+        let tasks = Tasks::new();
+        Self {
+            state: StateApi::new(store.clone(), me.clone()),
+            pubsub: PubSubApi::new(store.clone(), me.clone(), metrics.clone(), tracer.clone(), tasks.clone()),
+            output: OutputApi::new(store.clone()),
+            secrets: SecretsApi::new(store.clone()),
+            configuration: ConfigurationApi::new(store.clone(), tasks.clone()),
+            lock: LockApi::new(store.clone()),
+            metadata: MetadataApi::new(me.clone(), store.clone()),
+            api_rules: ArcSwap::default(),
+            app: Arc::default(),
+            shutdown: watch::Sender::new(ShutdownRequest::None),
+            me,
+            store,
+            tasks,
+            health,
+            metrics,
+            tracer,
+        }
+    }
+
+    /// The metadata document.
+    #[must_use]
+    pub fn document(&self) -> crate::metadata::Document {
+        self.metadata.document(self.pubsub.subscriptions())
+    }
+
+    /// Asks the process to stop; the answer to the caller still goes out.
+    pub fn request_shutdown(&self, forced: bool) {
+        tracing::info!(target: "dapr.runtime", "Shutdown requested via API");
+        self.shutdown.send_replace(if forced { ShutdownRequest::Forced } else { ShutdownRequest::Graceful });
+    }
+
+    /// Follows shutdown requests.
+    #[must_use]
+    pub fn shutdown_requests(&self) -> watch::Receiver<ShutdownRequest> {
+        self.shutdown.subscribe()
+    }
+
+    /// Watches configuration keys and pushes each change to the app; returns the id of the watch.
+    ///
+    /// # Errors
+    /// No app, or unknown store.
+    pub fn push_configuration(&self, store: &str, keys: Vec<String>, metadata: Metadata) -> Result<String, ApiError> {
+        let app = self.app.get().map_err(|e| {
+            ApiError::new(e.code(), e.kind(), format!("{}. cannot subscribe to configuration updates", e.message()))
+        })?;
+        let mut watch = self.configuration.subscribe(store, keys, metadata)?;
+        let id = watch.id.clone();
+        let store = store.to_owned();
+        let stop = self.tasks.stopping().clone();
+        self.tasks.spawn("configuration push", async move {
+            loop {
+                let changes = tokio::select! {
+                    changes = watch.changes.recv() => changes,
+                    () = stop.cancelled() => None,
+                };
+                let Some(changes) = changes else { return };
+                for (key, item) in changes {
+                    let items = std::collections::BTreeMap::from([(key.clone(), item)]);
+                    if let Err(e) = app.configuration_event(&store, &watch.id, &key, &items).await {
+                        tracing::error!(
+                            target: "dapr.runtime",
+                            "error sending configuration item {key} of store {store} to the app: {e}"
+                        );
+                    }
+                }
+            }
+        });
+        Ok(id)
+    }
+}

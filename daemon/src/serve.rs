@@ -1,0 +1,389 @@
+//! Accept loops: connections with limits, owned by a task group, ended by a drain.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::service::Service;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use mecha_core::Tasks;
+use pin_project_lite::pin_project;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::time::{Instant, Sleep};
+
+/// Time a client has to send the whole header block, from its first byte on.
+const HEADER_READ_LIMIT: Duration = Duration::from_secs(10);
+/// A kept connection without a request is closed after this time. Longer than the usual
+/// client pool limits (Node 5 s, Go 90 s, Python for ever), so that clients close first.
+const IDLE_LIMIT: Duration = Duration::from_secs(300);
+/// Smallest buffer hyper accepts for HTTP/1.
+const MIN_HTTP1_BUFFER: usize = 8192;
+/// Pause after a failed accept (out of file descriptors), so that the loop does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Streams that one HTTP/2 peer may reset before the connection is given up (rapid reset).
+const MAX_PENDING_RESETS: usize = 64;
+
+/// A bound socket.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// Unix domain socket.
+    Unix(UnixListener),
+}
+
+/// Protocol settings of one server.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerLimits {
+    /// HTTP/1.1 header block, in bytes.
+    pub header_bytes: usize,
+    /// HTTP/2 header list, in bytes.
+    pub header_list_bytes: u32,
+    /// HTTP/2 streams per connection.
+    pub streams: u32,
+    /// HTTP/1.1 only.
+    pub http1_only: bool,
+    /// HTTP/2 only.
+    pub http2_only: bool,
+    /// Idle time after which an HTTP/2 peer is pinged, and how long its answer may take.
+    pub ping: Option<(Duration, Duration)>,
+    /// Open connections at most; further ones wait in the backlog.
+    pub connections: usize,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            header_bytes: MIN_HTTP1_BUFFER,
+            header_list_bytes: 4 << 20,
+            streams: 1000,
+            http1_only: false,
+            http2_only: false,
+            ping: Some((Duration::from_secs(10), Duration::from_secs(5))),
+            connections: 20_000,
+        }
+    }
+}
+
+/// Accepts until `tasks` stop; each connection then finishes what is in flight (GOAWAY,
+/// `Connection: close`) and ends. `tasks.shut_down()` waits for them.
+pub async fn serve<S, B>(listener: Listener, service: S, limits: ServerLimits, tasks: Tasks)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let slots = Arc::new(tokio::sync::Semaphore::new(limits.connections));
+    let builder = Arc::new(builder(limits));
+    loop {
+        let slot = tokio::select! {
+            slot = slots.clone().acquire_owned() => slot,
+            () = tasks.stopping().cancelled() => return,
+        };
+        let accepted = tokio::select! {
+            accepted = accept(&listener) => accepted,
+            () = tasks.stopping().cancelled() => return,
+        };
+        match accepted {
+            Ok(stream) => {
+                let (builder, service, stop) = (builder.clone(), service.clone(), tasks.stopping().clone());
+                tasks.spawn("connection", async move {
+                    let _slot = slot;
+                    let busy = Arc::new(AtomicU32::new(0));
+                    let io = TokioIo::new(Watched::new(stream, busy.clone()));
+                    let service = Counted { inner: service, busy };
+                    let conn = builder.serve_connection(io, service);
+                    let mut conn = std::pin::pin!(conn);
+                    tokio::select! {
+                        _ = conn.as_mut() => return,
+                        () = stop.cancelled() => conn.as_mut().graceful_shutdown(),
+                    }
+                    // Ends by itself or with the process; the drain bounds the wait.
+                    let _ = conn.await;
+                });
+            }
+            Err(e) => {
+                tracing::warn!(target: "dapr.runtime", "accepting a connection failed, trying again: {e}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn builder(limits: ServerLimits) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    if limits.http1_only {
+        builder = builder.http1_only();
+    } else if limits.http2_only {
+        builder = builder.http2_only();
+    }
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // The io wrapper bounds header reading; hyper's own timer would also close idle connections.
+        .header_read_timeout(None)
+        .max_buf_size(limits.header_bytes.max(MIN_HTTP1_BUFFER));
+    let mut h2 = builder.http2();
+    h2.timer(TokioTimer::new())
+        .max_header_list_size(limits.header_list_bytes)
+        .max_concurrent_streams(limits.streams)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20);
+    if let Some((every, answer)) = limits.ping {
+        h2.keep_alive_interval(every).keep_alive_timeout(answer);
+    }
+    builder
+}
+
+async fn accept(listener: &Listener) -> io::Result<Stream> {
+    match listener {
+        Listener::Tcp(l) => {
+            let (stream, _) = l.accept().await?;
+            // Small answers must not wait for more data.
+            stream.set_nodelay(true)?;
+            Ok(Stream::Tcp { stream })
+        }
+        Listener::Unix(l) => Ok(Stream::Unix { stream: l.accept().await?.0 }),
+    }
+}
+
+pin_project! {
+    /// An accepted connection.
+    #[project = StreamProj]
+    enum Stream {
+        Tcp { #[pin] stream: tokio::net::TcpStream },
+        Unix { #[pin] stream: tokio::net::UnixStream },
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.project() {
+            StreamProj::Tcp { stream } => stream.poll_read(cx, buf),
+            StreamProj::Unix { stream } => stream.poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.project() {
+            StreamProj::Tcp { stream } => stream.poll_write(cx, buf),
+            StreamProj::Unix { stream } => stream.poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.project() {
+            StreamProj::Tcp { stream } => stream.poll_flush(cx),
+            StreamProj::Unix { stream } => stream.poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.project() {
+            StreamProj::Tcp { stream } => stream.poll_shutdown(cx),
+            StreamProj::Unix { stream } => stream.poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.project() {
+            StreamProj::Tcp { stream } => stream.poll_write_vectored(cx, bufs),
+            StreamProj::Unix { stream } => stream.poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// Nothing received since the last request.
+    Idle,
+    /// Some bytes of a header block.
+    Header,
+    /// HTTP/2 has its own keep-alive.
+    Unwatched,
+}
+
+pin_project! {
+    /// Ends a connection that takes too long to send a header block, or idles too long.
+    struct Watched<T> {
+        #[pin]
+        io: T,
+        busy: Arc<AtomicU32>,
+        reading: Reading,
+        fresh: bool,
+        #[pin]
+        timer: Sleep,
+    }
+}
+
+impl<T> Watched<T> {
+    fn new(io: T, busy: Arc<AtomicU32>) -> Self {
+        Self { io, busy, reading: Reading::Idle, fresh: true, timer: tokio::time::sleep(HEADER_READ_LIMIT) }
+    }
+}
+
+impl<T: AsyncRead> AsyncRead for Watched<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut this = self.project();
+        let before = buf.filled().len();
+        let polled = this.io.poll_read(cx, buf);
+        if *this.reading == Reading::Unwatched {
+            return polled;
+        }
+        if this.busy.load(Ordering::Acquire) > 0 {
+            *this.reading = Reading::Idle;
+            if polled.is_ready() {
+                this.timer.as_mut().reset(Instant::now() + IDLE_LIMIT);
+            }
+            return polled;
+        }
+        match polled {
+            Poll::Ready(Ok(())) if buf.filled().len() > before => {
+                if std::mem::take(this.fresh) && buf.filled()[before..].starts_with(b"PRI") {
+                    *this.reading = Reading::Unwatched;
+                } else if *this.reading == Reading::Idle {
+                    *this.reading = Reading::Header;
+                    this.timer.as_mut().reset(Instant::now() + HEADER_READ_LIMIT);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Pending => {
+                if this.timer.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                Poll::Pending
+            }
+            other => other,
+        }
+    }
+}
+
+impl<T: AsyncWrite> AsyncWrite for Watched<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.project().io.poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().io.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().io.poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.project().io.poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+/// Counts the requests that a connection works on, so that [`Watched`] knows when it idles.
+#[derive(Clone)]
+struct Counted<S> {
+    inner: S,
+    busy: Arc<AtomicU32>,
+}
+
+struct Busy(Arc<AtomicU32>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+pin_project! {
+    struct CountedFuture<F> {
+        #[pin]
+        inner: F,
+        busy: Option<Busy>,
+    }
+}
+
+pin_project! {
+    /// A response body that keeps its connection busy until it is sent.
+    struct CountedBody<B> {
+        #[pin]
+        inner: B,
+        busy: Option<Busy>,
+    }
+}
+
+impl<S, B> Service<Request<Incoming>> for Counted<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+{
+    type Response = Response<CountedBody<B>>;
+    type Error = S::Error;
+    type Future = CountedFuture<S::Future>;
+
+    fn call(&self, req: Request<Incoming>) -> Self::Future {
+        self.busy.fetch_add(1, Ordering::AcqRel);
+        CountedFuture { inner: self.inner.call(req), busy: Some(Busy(self.busy.clone())) }
+    }
+}
+
+impl<F, B, E> Future for CountedFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = Result<Response<CountedBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        this.inner.poll(cx).map_ok(|res| {
+            let busy = this.busy.take();
+            res.map(|inner| CountedBody { inner, busy })
+        })
+    }
+}
+
+impl<B: Body> Body for CountedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        self.project().inner.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.inner.size_hint()
+    }
+}
