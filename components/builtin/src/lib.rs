@@ -3,8 +3,15 @@
 //! `bindings.localstorage`, `secretstores.local.env` and
 //! `secretstores.local.file`.
 
+mod confined;
+mod cron;
+mod http;
+mod http_target;
+mod http_tls;
+mod localstorage;
 mod pubsub;
 mod quiet;
+mod schedule;
 mod secrets_env;
 mod secrets_file;
 mod state;
@@ -15,6 +22,9 @@ use mecha_components_api::Registry;
 pub fn register(registry: &mut Registry) {
     registry.state.push(state::registration());
     registry.pubsub.push(pubsub::registration());
+    registry.input.push(cron::registration());
+    registry.output.push(http::registration());
+    registry.output.push(localstorage::registration());
     registry.secrets.push(secrets_env::registration());
     registry.secrets.push(secrets_file::registration());
 }
