@@ -235,6 +235,7 @@ pub(crate) fn resolve(path: &Path) -> std::io::Result<PathBuf> {
             }
             Component::ParentDir => {
                 resolved.pop();
+                exists = true;
             }
             Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
         }

@@ -281,7 +281,9 @@ impl HttpBinding {
         }
         headers.insert(ACCEPT, JSON);
         headers.insert(USER_AGENT, AGENT);
-        headers.extend(self.target.credentials.clone().map(|c| (AUTHORIZATION, c)));
+        if let Some(credentials) = &self.target.credentials {
+            headers.insert(AUTHORIZATION, credentials.clone());
+        }
         for (key, value) in md.iter().filter(|(k, _)| k.starts_with(|c: char| c.is_ascii_uppercase())) {
             let name = HeaderName::try_from(key).map_err(|_| {
                 Error::invalid(format!("request metadata '{}' is no header name", key.escape_default()))
@@ -301,7 +303,9 @@ impl HttpBinding {
             }
         }
         // Last, so that no request can replace it.
-        headers.extend(self.security.clone());
+        if let Some((name, token)) = &self.security {
+            headers.insert(name, token.clone());
+        }
         Ok(headers)
     }
 
