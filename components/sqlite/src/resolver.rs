@@ -48,7 +48,7 @@ const FIELDS: &[Field] = &[
 pub(crate) fn registration() -> Registration<dyn NameResolver> {
     Registration {
         kind: "nameresolution.sqlite",
-        aliases: &["sqlite"],
+        aliases: &[],
         versions: &["v1"],
         summary: "Finds peers through a shared SQLite file; works where multicast does not",
         fields: FIELDS,
