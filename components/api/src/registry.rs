@@ -91,6 +91,9 @@ pub trait Prepared<C: ?Sized + 'static>: Send {
     async fn build(self: Box<Self>, cx: &BuildCx) -> Result<Arc<C>>;
 }
 
+/// Reads the metadata of a document; the second argument is the version.
+pub type Prepare<C> = fn(&Metadata, &str) -> Result<Box<dyn Prepared<C>>, ConfigErrors>;
+
 /// How the runtime gets to know a component.
 pub struct Registration<C: ?Sized + 'static> {
     /// Type, as documents spell it: `state.redis`.
@@ -103,8 +106,8 @@ pub struct Registration<C: ?Sized + 'static> {
     pub summary: &'static str,
     /// Its metadata keys.
     pub fields: &'static [Field],
-    /// Reads the metadata; pure, reports every mistake together. The second argument is the version.
-    pub prepare: fn(&Metadata, &str) -> Result<Box<dyn Prepared<C>>, ConfigErrors>,
+    /// Pure; reports every mistake together.
+    pub prepare: Prepare<C>,
 }
 
 impl<C: ?Sized + 'static> Registration<C> {

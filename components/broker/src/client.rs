@@ -12,12 +12,12 @@ use tokio::time::timeout;
 
 use crate::clock::Clocks;
 use crate::config::{Consume, Limits};
-use crate::error::{Failure, closed};
+use crate::error::closed;
 use crate::group::{Claim, Claimed, GroupRef, Lease};
 use crate::log::{Appended, Record};
 use crate::schema::Folder;
 use crate::wake::Sleeper;
-use crate::writer::{Attach, Call, Job, Shared, Work, Writer};
+use crate::writer::{Answer, Attach, Call, Job, Shared, Work, Writer};
 
 /// Room in the queue of the writer thread: requests count one unit and one more for each KiB.
 const QUEUE_UNITS: usize = 64 << 10;
@@ -110,9 +110,13 @@ impl Store {
         self.call(Attach { topic, group, start: consume.start }, 0, Work::Attach).await
     }
 
-    /// Takes messages.
+    /// Takes messages. Dropped in the middle, it puts them back.
     pub(crate) async fn claim(&self, claim: Claim) -> Result<Claimed> {
-        self.call(claim, 0, Work::Claim).await
+        let room = self.reserve(0).await?;
+        let (call, answer) = Call::new(claim);
+        self.send(Work::Claim(call), room)?;
+        let mut claiming = Claiming { store: self, at: claim.at, answer };
+        self.wait(&mut claiming.answer).await
     }
 
     /// Applies a verdict; false when the lease was taken over.
@@ -166,17 +170,22 @@ impl Store {
 
     async fn call<Q, A>(&self, ask: Q, bytes: usize, work: impl FnOnce(Call<Q, A>) -> Work) -> Result<A> {
         let room = self.reserve(bytes).await?;
-        let (call, answer) = Call::new(ask);
-        {
-            let jobs = self.jobs.lock();
-            let sent = jobs.as_ref().is_some_and(|j| j.send(Job { work: work(call), _room: Some(room) }).is_ok());
-            if !sent {
-                return Err(closed(self.path()));
-            }
+        let (call, mut answer) = Call::new(ask);
+        self.send(work(call), room)?;
+        self.wait(&mut answer).await
+    }
+
+    fn send(&self, work: Work, room: OwnedSemaphorePermit) -> Result<()> {
+        match self.jobs.lock().as_ref() {
+            Some(jobs) if jobs.send(Job { work, _room: Some(room) }).is_ok() => Ok(()),
+            _ => Err(closed(self.path())),
         }
+    }
+
+    async fn wait<A>(&self, answer: &mut Answer<A>) -> Result<A> {
         match timeout(ANSWER, answer).await {
             Ok(Ok(Ok(answer))) => Ok(answer),
-            Ok(Ok(Err(failure))) => Err(Failure::to_error(&failure, self.path())),
+            Ok(Ok(Err(failure))) => Err(failure.to_error(self.path())),
             Ok(Err(_)) => Err(closed(self.path())),
             Err(_) => Err(Error::timeout(format!(
                 "broker at {} did not answer in {} s; the request may still be carried out",
@@ -196,6 +205,23 @@ impl Store {
                 ErrorKind::Overloaded,
                 format!("broker at {} has too many requests waiting; nothing was stored", self.path().display()),
             )),
+        }
+    }
+}
+
+/// A claim whose answer nobody has read yet.
+struct Claiming<'a> {
+    store: &'a Store,
+    at: GroupRef,
+    answer: Answer<Claimed>,
+}
+
+impl Drop for Claiming<'_> {
+    fn drop(&mut self) {
+        // From now on the writer notices that nobody listens; what came before is here.
+        self.answer.close();
+        if let Ok(Ok(Claimed::Messages { taken, .. })) = self.answer.try_recv() {
+            self.store.abandon(self.at, taken.into_iter().map(|t| t.lease));
         }
     }
 }

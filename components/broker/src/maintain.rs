@@ -13,6 +13,8 @@ use crate::log::{add, counter, id, offset};
 const PERIOD_MS: i64 = 60_000;
 /// Rows removed in one round; more of them make the next round start at once.
 const ROUND_ROWS: usize = 2000;
+/// Topics looked at in one round.
+const ROUND_TOPICS: i64 = 500;
 /// Free pages handed back to the file system in one round.
 const VACUUM_PAGES: i64 = 512;
 /// A group must look deserted in this many rounds: a jump of the wall clock alone does
@@ -38,8 +40,13 @@ pub(crate) fn round(db: &Connection, limits: Limits, now: Now) -> Result<bool> {
 
     let mut rows = drop_expired(db, now)?;
     drop_deserted_groups(db, unused_since)?;
-    for topic in topics(db)? {
+    let from = counter(db, "maintained_topic")?;
+    let some = topics(db, from, ROUND_TOPICS)?;
+    // Where to go on: 0 after the last topic.
+    let mut cursor = if (some.len() as i64) < ROUND_TOPICS { 0 } else { some.last().map_or(0, |t| t.id) };
+    for topic in some {
         if rows >= ROUND_ROWS {
+            cursor = topic.id - 1;
             break;
         }
         let left = ROUND_ROWS - rows;
@@ -63,20 +70,27 @@ pub(crate) fn round(db: &Connection, limits: Limits, now: Now) -> Result<bool> {
            LIMIT 500)",
         [unused_since],
     )?;
-    let more = rows >= ROUND_ROWS;
+    if cursor == 0 && rows >= ROUND_ROWS {
+        cursor = from;
+    }
+    db.execute("INSERT OR REPLACE INTO counter(name, value) VALUES ('maintained_topic', ?)", [cursor])?;
+    let more = rows >= ROUND_ROWS || cursor != 0;
     if !more {
         db.execute("UPDATE counter SET value = ? WHERE name = 'maintained_mono'", [now.mono])?;
     }
     Ok(more)
 }
 
-/// Gives free pages back to the file system, outside any transaction.
-pub(crate) fn vacuum(db: &Connection) -> Result<()> {
-    let free: i64 = db.query_row("PRAGMA freelist_count", [], |r| r.get(0))?;
-    if free > VACUUM_PAGES {
-        db.execute_batch(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+/// Gives free pages back to the file system, outside any transaction; true when there
+/// are more. A quarter of the file may stay free, for the messages to come.
+pub(crate) fn vacuum(db: &Connection) -> Result<bool> {
+    let pages = |what: &str| db.query_row(&format!("PRAGMA {what}"), [], |r| r.get::<_, i64>(0));
+    let spare = pages("page_count")? / 4;
+    if pages("freelist_count")? <= spare.max(2 * VACUUM_PAGES) {
+        return Ok(false);
     }
-    Ok(())
+    db.execute_batch(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+    Ok(true)
 }
 
 /// Removes acknowledged messages, oldest of each topic first, until `need` bytes are
@@ -84,7 +98,10 @@ pub(crate) fn vacuum(db: &Connection) -> Result<()> {
 /// topics without a group, are left alone.
 pub(crate) fn make_room(db: &Connection, need: i64, max_rows: usize) -> Result<i64> {
     let (mut bytes, mut rows) = (0, 0);
-    for topic in topics(db)? {
+    for topic in topics(db, 0, i64::MAX)? {
+        if bytes >= need || rows >= max_rows {
+            break;
+        }
         let Some(floor) = floor(db, topic.id)? else { continue };
         while bytes < need && rows < max_rows {
             let gone = drop_below(db, topic.id, floor, None, 100.min(max_rows - rows))?;
@@ -104,9 +121,10 @@ struct Topic {
     next: i64,
 }
 
-fn topics(db: &Connection) -> Result<Vec<Topic>> {
-    let mut q = db.prepare_cached("SELECT id, name, next FROM topic")?;
-    let rows = q.query_map([], |r| Ok(Topic { id: r.get(0)?, name: r.get(1)?, next: r.get(2)? }))?;
+/// At most `max` topics with ids above `from`, in order.
+fn topics(db: &Connection, from: i64, max: i64) -> Result<Vec<Topic>> {
+    let mut q = db.prepare_cached("SELECT id, name, next FROM topic WHERE id > ? ORDER BY id LIMIT ?")?;
+    let rows = q.query_map([from, max], |r| Ok(Topic { id: r.get(0)?, name: r.get(1)?, next: r.get(2)? }))?;
     rows.collect()
 }
 

@@ -150,3 +150,16 @@ fn a_round_is_bounded_and_says_that_there_is_more() {
     maintain(&db, at(8 * 24));
     assert_eq!(kept(&db), 0);
 }
+
+#[test]
+fn many_topics_are_looked_at_in_turns() {
+    let db = in_memory();
+    for n in 0..1201 {
+        publish(&db, &format!("t{n}"), 1, None, at(0));
+    }
+    assert!(maintain::round(&db, WEEK, at(8 * 24)).unwrap());
+    assert_eq!(kept(&db), 701);
+    maintain(&db, at(8 * 24));
+    assert_eq!(kept(&db), 0);
+    assert!(!maintain::is_due(&db, at(8 * 24)).unwrap());
+}

@@ -18,7 +18,7 @@ use crate::schema::random;
 use crate::wake::Sleeper;
 
 /// Longest time without a look at the log, for wake-ups that got lost.
-const POLL: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_secs(1);
 /// The same where the file system has no sockets.
 const POLL_DEAF: Duration = Duration::from_millis(50);
 /// After a message was released by a runtime that is not stopping, before it is taken again.
@@ -50,8 +50,13 @@ impl Subscription<'_> {
     /// Runs until `stop`; trouble with the store is waited out.
     pub(crate) async fn run(self) -> Result<()> {
         let mut trouble = Trouble::default();
-        while !self.stop.is_cancelled() {
-            match self.store.attach(self.topic.clone(), self.group.clone(), &self.consume).await {
+        loop {
+            let attached = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => break,
+                attached = self.store.attach(self.topic.clone(), self.group.clone(), &self.consume) => attached,
+            };
+            match attached {
                 Ok(at) => {
                     trouble = Trouble::default();
                     if let Ended::Stopped = self.session(at).await {
@@ -83,8 +88,8 @@ impl Subscription<'_> {
 
         let mut held = Held { store: self.store, at, leases: HashSet::with_capacity(max) };
         let mut flight = FuturesUnordered::new();
-        let mut claiming: Option<Pin<Box<dyn Future<Output = Result<Claimed>> + Send + '_>>> = None;
-        let mut extending: Option<Pin<Box<dyn Future<Output = Result<Vec<Lease>>> + Send + '_>>> = None;
+        let mut claiming: Slot<'_, Claimed> = None;
+        let mut extending: Slot<'_, Vec<Lease>> = None;
         let mut trouble = Trouble::default();
         let mut stopping = false;
         let mut gone = false;
@@ -138,7 +143,7 @@ impl Subscription<'_> {
                         }
                         for message in taken {
                             held.leases.insert(message.lease);
-                            flight.push(self.handle(at, message, stopping));
+                            flight.push(self.handle(at, message));
                         }
                     }
                     Ok(Claimed::Gone) => gone = true,
@@ -165,21 +170,22 @@ impl Subscription<'_> {
                     let leases = held.leases.iter().copied().collect();
                     extending = Some(Box::pin(self.store.extend(at, leases, self.consume.ack_wait)));
                 }
-                () = self.stop.cancelled(), if !stopping => stopping = true,
+                () = self.stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    // What it took meanwhile goes back.
+                    claiming = None;
+                }
             }
         }
     }
 
     /// Delivers one message and stores its verdict.
-    async fn handle(&self, at: GroupRef, message: Taken, stopping: bool) -> (Lease, Verdict) {
+    async fn handle(&self, at: GroupRef, message: Taken) -> (Lease, Verdict) {
         let Taken { lease, attempts, data, content_type, mut metadata } = message;
-        let verdict = if stopping {
-            Verdict::Release
-        } else {
-            metadata.insert("mecha.offset", lease.offset.to_string());
-            metadata.insert("mecha.attempt", (attempts + 1).to_string());
-            self.to.deliver(Delivery { topic: self.topic.clone(), data, metadata, content_type }).await
-        };
+        metadata.insert("mecha.offset", lease.offset.to_string());
+        metadata.insert("mecha.attempt", (attempts + 1).to_string());
+        let delivery = Delivery { topic: self.topic.clone(), data, metadata, content_type };
+        let verdict = self.to.deliver(delivery).await;
         self.settle(at, lease, verdict).await;
         (lease, verdict)
     }
@@ -235,6 +241,9 @@ impl Drop for Held<'_> {
     }
 }
 
+/// A request to the store that is under way.
+type Slot<'a, T> = Option<Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>>;
+
 /// Growing pauses with jitter.
 #[derive(Default)]
 struct Trouble {
@@ -250,7 +259,7 @@ impl Trouble {
 }
 
 /// The outcome of `slot`, which is emptied; never, while it is empty.
-async fn wait<T>(slot: &mut Option<Pin<Box<dyn Future<Output = T> + Send + '_>>>) -> T {
+async fn wait<T>(slot: &mut Slot<'_, T>) -> Result<T> {
     match slot {
         Some(future) => {
             let outcome = future.await;

@@ -2,6 +2,7 @@
 //! commit runs share the next one, and with it its fsync.
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -11,7 +12,7 @@ use mecha_components_api::Verdict;
 use parking_lot::Mutex;
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::clock::{Clocks, Now};
 use crate::config::{Limits, StartFrom};
@@ -27,6 +28,8 @@ use crate::wake::Bell;
 const BATCH: usize = 256;
 /// How often the dead are looked for and the file is checked to be still there.
 const TICK: Duration = Duration::from_secs(1);
+/// Ticks between two looks whether maintenance is due, unless it has more to do.
+const MAINTAIN_TICKS: u64 = 5;
 /// Ticks between two reports that a group has subscribers.
 const TOUCH_TICKS: u64 = 20;
 /// Pause between attempts to open a file that could not be opened.
@@ -40,8 +43,11 @@ pub(crate) struct Call<Q, A> {
     reply: oneshot::Sender<Result<A, Failure>>,
 }
 
+/// Where the answer to a [`Call`] arrives.
+pub(crate) type Answer<A> = oneshot::Receiver<Result<A, Failure>>;
+
 impl<Q, A> Call<Q, A> {
-    pub(crate) fn new(ask: Q) -> (Self, oneshot::Receiver<Result<A, Failure>>) {
+    pub(crate) fn new(ask: Q) -> (Self, Answer<A>) {
         let (reply, answer) = oneshot::channel();
         (Self { ask, answer: None, reply }, answer)
     }
@@ -114,6 +120,8 @@ pub(crate) struct Writer {
     bell: Bell,
     room: Room,
     ticks: u64,
+    /// Maintenance stopped at its bound.
+    unfinished: bool,
 }
 
 impl Writer {
@@ -131,6 +139,7 @@ impl Writer {
             room: Room::default(),
             // Instances started together do not report together.
             ticks: (schema::random() * TOUCH_TICKS as f64) as u64,
+            unfinished: false,
         };
         writer.db()?;
         Ok(writer)
@@ -145,14 +154,24 @@ impl Writer {
                 Ok(job) => {
                     batch.push(job);
                     batch.extend(jobs.try_iter().take(BATCH - 1));
-                    self.execute(&mut batch);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            if Instant::now() >= tick_at {
-                let more = self.tick();
-                tick_at = Instant::now() + if more { TICK / 10 } else { TICK };
+            // All sidecar traffic hangs on this thread: a defect that panics costs one
+            // batch, whose callers get an error, and not the broker.
+            let step = catch_unwind(AssertUnwindSafe(|| {
+                self.execute(&mut batch);
+                if Instant::now() >= tick_at {
+                    let more = self.tick();
+                    tick_at = Instant::now() + if more { TICK / 10 } else { TICK };
+                }
+            }));
+            if step.is_err() {
+                error!(folder = %self.folder.path().display(), "the broker's thread panicked; opening the file anew");
+                self.lose();
+                batch.clear();
+                tick_at = Instant::now() + TICK;
             }
         }
         self.leave();
@@ -160,6 +179,9 @@ impl Writer {
 
     /// Carries a batch out and answers; leaves it empty.
     fn execute(&mut self, batch: &mut Vec<Job>) {
+        if batch.is_empty() {
+            return;
+        }
         if let Err(failure) = self.db() {
             batch.drain(..).for_each(|job| drop(job.finish(Err(&failure))));
             return;
@@ -186,7 +208,7 @@ impl Writer {
     fn answer_by_reading(&mut self, mut job: Job, now: Now) -> Option<Job> {
         let Some(db) = &self.db else { return Some(job) };
         let outcome = match &mut job.work {
-            Work::Claim(call) => group::peek(&db.conn, &call.ask, now).map(|peek| match peek {
+            Work::Claim(call) => look(&db.conn, &call.ask, now).map(|peek| match peek {
                 Peek::Ready => {}
                 Peek::Idle { next_due } => call.answer = Some(Claimed::Messages { taken: Vec::new(), next_due }),
                 Peek::Gone => call.answer = Some(Claimed::Gone),
@@ -230,7 +252,7 @@ impl Writer {
         }
         let mut unheard = Vec::new();
         for job in jobs {
-            unheard.extend(job.finish(outcome.as_ref().map(|()| ())));
+            unheard.extend(job.finish(outcome.as_ref().copied()));
         }
         // Messages taken for a subscription that went away meanwhile.
         let mut back: Vec<Job> = unheard.into_iter().flatten().collect();
@@ -333,15 +355,18 @@ impl Writer {
                 tx.commit()?;
             }
         }
-        if !maintain::is_due(&db.conn, now)? {
+        if !self.unfinished && !self.ticks.is_multiple_of(MAINTAIN_TICKS) {
             return Ok(false);
         }
         db.set_durable(false)?;
-        let tx = db.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let more = maintain::round(&tx, self.limits, now)?;
-        tx.commit()?;
-        maintain::vacuum(&db.conn)?;
-        Ok(more)
+        self.unfinished = false;
+        if maintain::is_due(&db.conn, now)? {
+            let tx = db.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            self.unfinished = maintain::round(&tx, self.limits, now)?;
+            tx.commit()?;
+        }
+        self.unfinished |= maintain::vacuum(&db.conn)?;
+        Ok(self.unfinished)
     }
 
     /// Frees what is still leased, so that nobody waits for the leases to end.
@@ -358,6 +383,12 @@ impl Writer {
             Err(e) => debug!(error = %e, "could not free leases; they run out"),
         }
     }
+}
+
+/// A look without a write lock, all of it on one snapshot.
+fn look(db: &Connection, claim: &Claim, now: Now) -> rusqlite::Result<Peek> {
+    let snapshot = db.unchecked_transaction()?;
+    group::peek(&snapshot, claim, now)
 }
 
 impl Db {
