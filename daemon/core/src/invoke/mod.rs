@@ -1,0 +1,440 @@
+//! Service invocation: from the own app to another one, and from peers to the own app.
+//!
+//! [`Invoke`] decides who is called, what is sent and whether it is tried again. How bytes
+//! travel is the business of [`Transport`] (peers, servers outside) and of
+//! [`crate::app::AppChannel`] (the own app).
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderValue, Request, Response, StatusCode};
+use mecha_components_api::{ErrorKind, NameResolver};
+use tokio::time::Instant;
+
+use crate::app::{AppChannel, Body};
+use crate::cx::Cx;
+use crate::error::ApiError;
+use crate::identity::Identity;
+use crate::metrics::Metrics;
+
+mod body;
+mod call;
+mod endpoint;
+mod grpc;
+pub mod headers;
+mod inbound;
+mod method;
+mod resolve;
+mod sniff;
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use body::{Exact, empty, full};
+pub use call::{
+    AccessControl, AllowAll, Call, GrpcAnswer, Head, Invocation, Origin, Peer, PeerIdentity, Question, Reached,
+    StatusDetail, Transport, TransportError, Verb, grpc_code,
+};
+pub use endpoint::{AddressGuard, Endpoint, EndpointTls};
+pub use grpc::{GrpcCall, GrpcReply, code_from_http, code_name, http_from_code};
+pub use inbound::Caller;
+pub use method::{BadEscape, InvalidMethod, Method};
+pub use resolve::{Addresses, CACHE_TTL};
+pub use target::{Id, Target, is_url};
+
+use body::{Peeked, Source};
+use headers::HopHeaders;
+
+/// Tries after the first one, without a policy of the user.
+const RETRIES: u32 = 3;
+/// Wait before each of them.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Bytes of a request body kept for another try. Larger bodies are sent once: most failures
+/// happen before the first byte leaves, and memory stays flat.
+const REPLAY_LIMIT: usize = 256 * 1024;
+
+/// What an [`Invoke`] is made of.
+#[derive(Debug)]
+pub struct InvokeParts {
+    /// This sidecar.
+    pub identity: Identity,
+    /// Address announced to others; may be empty.
+    pub host_address: String,
+    /// Name of this host; may be empty.
+    pub host_name: String,
+    /// The own app; `None` without app port.
+    pub app: Option<Arc<dyn AppChannel>>,
+    /// Ways out.
+    pub transport: Arc<dyn Transport>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Strict mode: undeclared URLs are refused, internal routes of the app are closed to peers.
+    pub strict: bool,
+    /// Bytes of an answer that has to be held as a whole (`InvokeService`).
+    pub max_body: usize,
+}
+
+/// Service invocation.
+#[derive(Debug)]
+pub struct Invoke {
+    identity: Identity,
+    hop: HopHeaders,
+    app: Option<Arc<dyn AppChannel>>,
+    transport: Arc<dyn Transport>,
+    metrics: Arc<Metrics>,
+    strict: bool,
+    max_body: usize,
+    addresses: Addresses,
+    endpoints: ArcSwap<HashMap<Box<str>, Arc<Endpoint>>>,
+    access: ArcSwap<Access>,
+    closed: ArcSwap<BTreeSet<String>>,
+}
+
+#[derive(Debug)]
+struct Access(Arc<dyn AccessControl>);
+
+/// Where a call goes.
+enum Route {
+    Own,
+    Remote { app: String, namespace: String },
+    Outside(Arc<Endpoint>),
+}
+
+impl Invoke {
+    /// Invocation without name resolver, endpoints and rules; these are set when they are known.
+    #[must_use]
+    pub fn new(parts: InvokeParts) -> Self {
+        let InvokeParts { identity, host_address, host_name, app, transport, metrics, strict, max_body } = parts;
+        let hop = HopHeaders::new(&identity.app_id, identity.namespace_or_default(), &host_address, &host_name);
+        Self {
+            identity,
+            hop,
+            app,
+            transport,
+            metrics,
+            strict,
+            max_body,
+            addresses: Addresses::default(),
+            endpoints: ArcSwap::default(),
+            access: ArcSwap::from_pointee(Access(Arc::new(AllowAll))),
+            closed: ArcSwap::default(),
+        }
+    }
+
+    /// Uses `resolver` to find apps.
+    pub fn set_resolver(&self, resolver: Option<Arc<dyn NameResolver>>) {
+        self.addresses.set_resolver(resolver);
+    }
+
+    /// Replaces the HTTPEndpoints, by name.
+    pub fn set_endpoints(&self, endpoints: HashMap<Box<str>, Arc<Endpoint>>) {
+        self.endpoints.store(Arc::new(endpoints));
+    }
+
+    /// Names of the HTTPEndpoints, sorted.
+    #[must_use]
+    pub fn endpoint_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.endpoints.load().keys().map(|k| k.to_string()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Replaces the rules for calls from peers.
+    pub fn set_access_control(&self, access: Arc<dyn AccessControl>) {
+        self.access.store(Arc::new(Access(access)));
+    }
+
+    /// Routes of subscriptions and input bindings, which strict mode closes to peers.
+    pub fn set_internal_routes<'a>(&self, routes: impl IntoIterator<Item = &'a str>) {
+        self.closed.store(Arc::new(routes.into_iter().map(inbound::route_key).collect()));
+    }
+
+    /// Who this sidecar is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The own app.
+    #[must_use]
+    pub fn app(&self) -> Option<&Arc<dyn AppChannel>> {
+        self.app.as_ref()
+    }
+
+    /// Lines this sidecar adds to calls that leave it.
+    #[must_use]
+    pub fn hop(&self) -> &HopHeaders {
+        &self.hop
+    }
+
+    /// Peer addresses.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Asks the rules for a call from a peer.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn check_access(&self, question: Question<'_>) -> Result<(), String> {
+        self.access.load().0.check(question)
+    }
+
+    /// Whether an app and namespace are this sidecar's.
+    #[must_use]
+    pub fn is_own(&self, app: &str, namespace: &str) -> bool {
+        *app == *self.identity.app_id && namespace == self.identity.namespace_or_default()
+    }
+
+    /// Invokes a method for an HTTP caller and streams the answer back. `req` is the caller's
+    /// request with all its headers; its path is not looked at.
+    ///
+    /// # Errors
+    /// Everything that keeps an answer of the callee from coming. An error of the callee
+    /// itself is an answer.
+    pub async fn http(&self, cx: &Cx, target: Target, req: Request<Body>) -> Result<Response<Body>, ApiError> {
+        let Target { id, method } = target;
+        let (parts, body) = req.into_parts();
+        if parts.method == http::Method::CONNECT {
+            return Err(fail(&id, "rpc error: code = InvalidArgument desc = invalid HTTP verb"));
+        }
+        let mut head = Head {
+            query: parts.uri.query().unwrap_or_default().to_owned(),
+            verb: Verb::Http(parts.method),
+            method,
+            headers: parts.headers,
+            type_url: String::new(),
+            origin: Origin::Http,
+        };
+        headers::clean_request(&mut head.headers);
+        let is_head = head.verb == Verb::Http(http::Method::HEAD);
+        let answer = self.call(cx, &id, head, body).await?;
+        finish(&id, answer, is_head).await
+    }
+
+    /// Sends a call where its id says. `head` is free of what may not go on.
+    async fn call(&self, cx: &Cx, id: &str, mut head: Head, body: Body) -> Result<Response<Body>, ApiError> {
+        headers::set_trace(&mut head.headers, &cx.trace);
+        if let Err(hops) = headers::count_hop(&mut head.headers) {
+            let cause = format!("the invocation went through {hops} sidecars: it is a loop");
+            return Err(target::failed(id, ErrorKind::FailedPrecondition, cause)
+                .with_status(StatusCode::LOOP_DETECTED.as_u16(), grpc_code::FAILED_PRECONDITION));
+        }
+        match self.route(id)? {
+            Route::Own => self.own(id, head, body).await,
+            Route::Remote { app, namespace } => {
+                self.hop.add(&mut head.headers, &app);
+                self.remote(id, &app, &namespace, head, body).await
+            }
+            Route::Outside(endpoint) => self.outside(id, &endpoint, head, body).await,
+        }
+    }
+
+    fn route(&self, id: &str) -> Result<Route, ApiError> {
+        if let Some(endpoint) = self.endpoints.load().get(id) {
+            return Ok(Route::Outside(endpoint.clone()));
+        }
+        match Id::parse(id, self.identity.namespace_or_default()).map_err(|e| fail(id, e))? {
+            Id::Url(_) if self.strict => {
+                let cause = "this URL is not declared by an HTTPEndpoint, and strict mode refuses others";
+                Err(target::failed(id, ErrorKind::PermissionDenied, cause))
+            }
+            Id::Url(url) => Ok(Route::Outside(Arc::new(Endpoint::new(url, url).map_err(|e| fail(id, e))?))),
+            Id::App { app, namespace } if self.is_own(app, namespace) => Ok(Route::Own),
+            Id::App { app, namespace } => Ok(Route::Remote { app: app.to_owned(), namespace: namespace.to_owned() }),
+        }
+    }
+
+    async fn own(&self, id: &str, head: Head, body: Body) -> Result<Response<Body>, ApiError> {
+        let Some(app) = &self.app else {
+            return Err(fail(id, "cannot invoke local endpoint: app channel not initialized"));
+        };
+        // Kept only to learn why the caller's body ended, when it did.
+        let source = Source::new(body, 0);
+        let req = inbound::app_request(head, source.body(), app.protocol()).map_err(|e| fail(id, e))?;
+        match app.invoke(req).await {
+            Ok(answer) => Ok(answer),
+            Err(e) => match inbound::grpc_answer(e) {
+                Ok(answer) => Ok(answer),
+                Err(e) => Err(caller_failure(&source).unwrap_or_else(|| fail(id, e))),
+            },
+        }
+    }
+
+    async fn remote(
+        &self,
+        id: &str,
+        app: &str,
+        namespace: &str,
+        head: Head,
+        body: Body,
+    ) -> Result<Response<Body>, ApiError> {
+        let source = Source::new(body, REPLAY_LIMIT);
+        let mut retries = 0;
+        let mut others = None;
+        loop {
+            let (address, count) = match self.addresses.pick(app, namespace).await {
+                Ok(found) => found,
+                Err(e) => return Err(fail(id, e)),
+            };
+            self.metrics.invocation_request_sent(app, false);
+            let started = Instant::now();
+            let peer = Peer { address: &address, app_id: app, namespace };
+            let error = match self.transport.call_peer(peer, &head, source.body()).await {
+                Ok(answer) => {
+                    let status = answer
+                        .extensions()
+                        .get::<GrpcAnswer>()
+                        .map_or_else(|| i32::from(answer.status().as_u16()), |a| a.code);
+                    self.metrics.invocation_response_received(app, status, false, started.elapsed());
+                    return Ok(answer);
+                }
+                Err(e) => e,
+            };
+            if let Some(e) = caller_failure(&source) {
+                return Err(e);
+            }
+            if !error.is_connection() {
+                let kind = match error.code {
+                    grpc_code::PERMISSION_DENIED => ErrorKind::PermissionDenied,
+                    _ => ErrorKind::Internal,
+                };
+                return Err(target::failed(id, kind, error));
+            }
+            self.transport.drop_connections(&address);
+            let safe = error.reached == Reached::No || head.verb.is_idempotent();
+            let again = safe && source.can_replay();
+            // Another replica may well be alive: it is asked at once, each at most once.
+            let left = others.get_or_insert(count.min(MAX_FAILOVER) - 1);
+            if again && error.reached == Reached::No && *left > 0 {
+                *left -= 1;
+                continue;
+            }
+            self.addresses.forget(app, namespace);
+            if !again || retries == RETRIES {
+                return Err(fail(
+                    id,
+                    format_args!("failed to invoke target {app} after {retries} retries. Error: {error}"),
+                ));
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+            retries += 1;
+            others = None;
+        }
+    }
+
+    async fn outside(
+        &self,
+        id: &str,
+        endpoint: &Endpoint,
+        mut head: Head,
+        body: Body,
+    ) -> Result<Response<Body>, ApiError> {
+        let url = endpoint.url(&head.method, &head.query).map_err(|e| fail(id, e))?;
+        let Verb::Http(verb) = head.verb else {
+            return Err(fail(id, inbound::verb_error(&head.verb)));
+        };
+        headers::for_http(&mut head.headers);
+        head.headers.remove(CONTENT_LENGTH);
+        for (name, value) in &endpoint.headers {
+            head.headers.insert(name, value.clone());
+        }
+        let source = Source::new(body, 0);
+        let mut req = Request::new(source.body());
+        *req.method_mut() = verb;
+        *req.uri_mut() = url;
+        *req.headers_mut() = head.headers;
+        self.metrics.invocation_request_sent(&endpoint.name, false);
+        let started = Instant::now();
+        match self.transport.call_endpoint(endpoint, req).await {
+            Ok(answer) => {
+                let status = i32::from(answer.status().as_u16());
+                self.metrics.invocation_response_received(&endpoint.name, status, false, started.elapsed());
+                Ok(answer)
+            }
+            Err(e) => Err(caller_failure(&source).unwrap_or_else(|| match e.code {
+                grpc_code::PERMISSION_DENIED => target::failed(id, ErrorKind::PermissionDenied, e.message),
+                _ => fail(id, e.message),
+            })),
+        }
+    }
+}
+
+/// Addresses tried at once when connections fail.
+const MAX_FAILOVER: usize = 3;
+
+/// 500 / Internal.
+fn fail(id: &str, cause: impl std::fmt::Display) -> ApiError {
+    target::failed(id, ErrorKind::Internal, cause)
+}
+
+/// The error when it was the caller's body that failed: a limit of ours, or a caller who left.
+fn caller_failure(source: &Source) -> Option<ApiError> {
+    Some(match source.failure()? {
+        Ok(own) => own,
+        Err(text) => ApiError::new(
+            crate::codes::Code::BodyRead,
+            ErrorKind::InvalidArgument,
+            format!("failed to read request body: {text}"),
+        ),
+    })
+}
+
+/// The answer as an HTTP client gets it.
+async fn finish(id: &str, mut answer: Response<Body>, is_head: bool) -> Result<Response<Body>, ApiError> {
+    if let Some(status) = answer.extensions_mut().remove::<GrpcAnswer>() {
+        answer = grpc::as_http(answer, &status);
+    }
+    headers::clean_response(answer.headers_mut());
+    let announced = headers::content_length(answer.headers());
+    let status = answer.status();
+    let bodyless = is_head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
+    if bodyless {
+        return Ok(answer);
+    }
+    answer.headers_mut().remove(CONTENT_LENGTH);
+    let sniffs = !answer.headers().contains_key(CONTENT_TYPE) && !answer.headers().contains_key(CONTENT_ENCODING);
+    let Some(length) = announced else {
+        if sniffs {
+            return peek(id, answer, sniffs).await;
+        }
+        return Ok(answer);
+    };
+    let held = answer.map(|body| {
+        // A channel that holds its bodies to their word needs no second guard.
+        if http_body::Body::size_hint(&body).exact() == Some(length) {
+            body
+        } else {
+            http_body_util::BodyExt::boxed_unsync(Exact::new(body, length))
+        }
+    });
+    peek(id, held, sniffs).await
+}
+
+/// Waits for the first data, so that a callee that breaks off at once is a 502 and not a
+/// cut answer; fills in the content type on the way.
+async fn peek(id: &str, answer: Response<Body>, sniffs: bool) -> Result<Response<Body>, ApiError> {
+    let (mut parts, body) = answer.into_parts();
+    let broken = |e: crate::app::BodyError| {
+        fail(id, format_args!("the answer of the app broke off: {e}"))
+            .with_status(StatusCode::BAD_GATEWAY.as_u16(), grpc_code::INTERNAL)
+    };
+    let mut peeked = Peeked::new(body).await.map_err(broken)?;
+    if let Some(e) = peeked.fails_now().await {
+        return Err(broken(e));
+    }
+    if sniffs && !peeked.first().is_empty() {
+        parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static(sniff::content_type(peeked.first())));
+    }
+    Ok(Response::from_parts(parts, peeked.into_body()))
+}
