@@ -56,6 +56,8 @@ pub enum ShutdownRequest {
     Graceful,
     /// Answer, then exit at once.
     Forced,
+    /// A component that may not fail has failed: stop gracefully, exit status 1.
+    Failed,
 }
 
 /// One runtime: every API over one set of components. A rebuild (SIGHUP) makes a new one.
@@ -131,6 +133,11 @@ impl Core {
     pub fn request_shutdown(&self, forced: bool) {
         tracing::info!(target: "dapr.runtime", "Shutdown requested via API");
         self.shutdown.send_replace(if forced { ShutdownRequest::Forced } else { ShutdownRequest::Graceful });
+    }
+
+    /// Stops the process because something that may not fail has failed.
+    pub fn request_failure(&self) {
+        self.shutdown.send_replace(ShutdownRequest::Failed);
     }
 
     /// Follows shutdown requests.

@@ -14,6 +14,7 @@ pub mod health;
 mod identity;
 pub mod invoke;
 pub mod keys;
+pub mod loader;
 pub mod lock;
 pub mod metadata;
 pub mod metrics;

@@ -1,10 +1,17 @@
-//! What surrounds every component call: policy, counters, span.
+//! What surrounds every component call: policy and counters, resolved when the component is
+//! built, so that a call looks nothing up.
 
+use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
 
-use mecha_components_api::Result;
+use mecha_components_api::{Error, Result};
+use mecha_resiliency::CallClass;
 
 use crate::cx::Cx;
+use crate::metrics::{Metrics, OpBlock, OpMetrics};
+use crate::policies::Guarded;
 
 /// Operation of a component call; label `operation` of its metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,40 +33,119 @@ pub enum Operation {
     Invoke,
 }
 
-/// Policies and counters of one component, resolved when it is built.
+impl Operation {
+    const COUNTED: [Self; 9] = [
+        Self::Get,
+        Self::Set,
+        Self::Delete,
+        Self::BulkGet,
+        Self::BulkDelete,
+        Self::Transaction,
+        Self::Query,
+        Self::Subscribe,
+        Self::Unsubscribe,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Set => "set",
+            Self::Delete => "delete",
+            Self::BulkGet => "bulk_get",
+            Self::BulkDelete => "bulk_delete",
+            Self::Transaction => "transaction",
+            Self::Query => "query",
+            Self::Subscribe => "subscribe",
+            Self::Unsubscribe => "unsubscribe",
+            Self::Publish => "publish",
+            Self::BulkPublish => "bulk_publish",
+            Self::TryLock => "try_lock",
+            Self::Unlock => "unlock",
+            Self::Invoke => "invoke",
+        }
+    }
+}
+
+/// Policies and counters of one component.
 #[derive(Clone, Debug, Default)]
-pub struct Ops {}
+pub struct Ops(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    outbound: Guarded,
+    inbound: Guarded,
+    counted: [OpMetrics; Operation::COUNTED.len()],
+    named: HashMap<Box<str>, OpMetrics>,
+}
 
 impl Ops {
+    /// For a component whose operations are those of [`Operation`].
+    #[must_use]
+    pub fn new(
+        metrics: &Metrics,
+        block: Option<OpBlock>,
+        component: &str,
+        outbound: Guarded,
+        inbound: Guarded,
+    ) -> Self {
+        let counted = match block {
+            Some(block) => Operation::COUNTED.map(|op| metrics.operation(block, component, op.as_str())),
+            None => Default::default(),
+        };
+        Self(Arc::new(Inner { outbound, inbound, counted, named: HashMap::new() }))
+    }
+
+    /// For an output binding, whose operations are its own.
+    #[must_use]
+    pub fn named(metrics: &Metrics, component: &str, operations: &[&'static str], outbound: Guarded) -> Self {
+        let named = operations
+            .iter()
+            .map(|op| ((*op).into(), metrics.operation(OpBlock::OutputBinding, component, op)))
+            .collect();
+        Self(Arc::new(Inner { outbound, named, ..Inner::default() }))
+    }
+
+    /// The policy for events of the component on their way to the app.
+    #[must_use]
+    pub fn inbound(&self) -> &Guarded {
+        &self.0.inbound
+    }
+
     /// Runs one component call under the component's outbound policy. `idempotent` says
     /// whether an unknown outcome may be tried again.
     ///
     /// # Errors
     /// The component's error, or the policy's when it gave up.
-    pub async fn run<T, F, Fut>(&self, _cx: &Cx, _op: Operation, _idempotent: bool, mut call: F) -> Result<T>
+    pub async fn run<T, F, Fut>(&self, _cx: &Cx, op: Operation, idempotent: bool, call: F) -> Result<T>
     where
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T>>,
     {
-        call().await
+        self.measured(self.0.counted.get(op as usize), idempotent, call).await
     }
 
     /// Like [`Ops::run`], for output bindings, whose operations are their own.
     ///
     /// # Errors
     /// The component's error, or the policy's when it gave up.
-    pub async fn run_named<T, F, Fut>(
-        &self,
-        cx: &Cx,
-        op: Operation,
-        _name: &str,
-        idempotent: bool,
-        call: F,
-    ) -> Result<T>
+    pub async fn run_named<T, F, Fut>(&self, _cx: &Cx, name: &str, idempotent: bool, call: F) -> Result<T>
     where
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T>>,
     {
-        self.run(cx, op, idempotent, call).await
+        self.measured(self.0.named.get(name), idempotent, call).await
+    }
+
+    async fn measured<T, F, Fut>(&self, metrics: Option<&OpMetrics>, idempotent: bool, mut call: F) -> Result<T>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T>>,
+    {
+        let began = Instant::now();
+        let result = self.0.outbound.run("", CallClass { idempotent }, |_| call()).await.map_err(Error::from);
+        if let Some(metrics) = metrics {
+            metrics.record(result.is_ok(), began.elapsed());
+        }
+        result
     }
 }

@@ -6,7 +6,6 @@ use mecha_components_api::{ErrorKind, Invoke, Metadata, Reply};
 use crate::codes::Code;
 use crate::cx::Cx;
 use crate::error::{ApiError, Detail, Shape};
-use crate::ops::Operation;
 use crate::store::{Found, OutputHandle, Store, degraded_error};
 
 /// The output binding API.
@@ -72,7 +71,7 @@ impl OutputApi {
         }
         let call = || h.inner.invoke(Invoke { operation, data: data.clone(), metadata: &metadata });
         h.ops
-            .run_named(cx, Operation::Invoke, operation, false, call)
+            .run_named(cx, operation, false, call)
             .await
             .map_err(|e| failed(name, e.kind(), &e.to_string()).with_headers(e.details().clone()))
     }
