@@ -13,6 +13,7 @@
 mod backoff;
 mod breaker;
 mod builtin;
+mod expression;
 mod failure;
 mod group;
 mod policy;
@@ -23,7 +24,8 @@ pub use breaker::{Breaker, BreakerSpec, Change, Counts, Permit, Refused, State};
 pub use builtin::{
     ACTOR_NOT_FOUND_RETRIES, ACTOR_REMINDER_RETRIES, ACTOR_RETRIES, INITIALIZATION_RETRIES, SERVICE_RETRIES, built_in,
 };
+pub use expression::{ExpressionError, MAX_DEPTH, MAX_EXPRESSION, MAX_LOOPS, MAX_NESTING, compile_cel};
 pub use failure::{CallClass, Failure};
 pub use group::BreakerGroup;
 pub use policy::{Guard, Observe, Policy, PolicyKind, PolicySpec, RunError};
-pub use trip::{Trip, TripError};
+pub use trip::Trip;
