@@ -1,16 +1,18 @@
 use std::sync::Arc;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
-use mecha_components_api::Metadata;
+use arc_swap::ArcSwap;
+use mecha_components_api::{ErrorKind, Metadata};
 use tokio::sync::watch;
 
 use crate::api_rules::ApiRules;
 use crate::app::AppChannel;
 use crate::bindings::OutputApi;
+use crate::codes::Code;
 use crate::configuration::ConfigurationApi;
 use crate::error::ApiError;
 use crate::health::Health;
 use crate::identity::Identity;
+use crate::invoke::Invoke;
 use crate::lock::LockApi;
 use crate::metadata::MetadataApi;
 use crate::metrics::Metrics;
@@ -20,31 +22,6 @@ use crate::state::StateApi;
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::trace::Tracer;
-
-/// Holder of the app channel, absent when the sidecar was started without an app port.
-#[derive(Debug, Default)]
-pub struct AppSlot(ArcSwapOption<Box<dyn AppChannel>>);
-
-impl AppSlot {
-    /// Sets the channel.
-    pub fn set(&self, app: Box<dyn AppChannel>) {
-        self.0.store(Some(Arc::new(app)));
-    }
-
-    /// The channel.
-    ///
-    /// # Errors
-    /// `ERR_APP_CHANNEL_NIL` without an app.
-    pub fn get(&self) -> Result<Arc<Box<dyn AppChannel>>, ApiError> {
-        self.0.load_full().ok_or_else(|| {
-            ApiError::new(
-                crate::codes::Code::AppChannelNil,
-                mecha_components_api::ErrorKind::Internal,
-                "app channel is not initialized",
-            )
-        })
-    }
-}
 
 /// How the process was asked to stop through the API.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +35,23 @@ pub enum ShutdownRequest {
     Forced,
     /// A component that may not fail has failed: stop gracefully, exit status 1.
     Failed,
+}
+
+/// What a runtime is made of besides its components.
+#[derive(Debug)]
+pub struct CoreParts {
+    /// Who this sidecar is.
+    pub identity: Identity,
+    /// Readiness.
+    pub health: Arc<Health>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Tracing.
+    pub tracer: Tracer,
+    /// The app.
+    pub app: Option<Arc<dyn AppChannel>>,
+    /// Service invocation.
+    pub invoke: Arc<Invoke>,
 }
 
 /// One runtime: every API over one set of components. A rebuild (SIGHUP) makes a new one.
@@ -75,8 +69,8 @@ pub struct Core {
     pub metrics: Arc<Metrics>,
     /// Tracing.
     pub tracer: Tracer,
-    /// The app.
-    pub app: Arc<AppSlot>,
+    /// The app; `None` when the sidecar was started without an app port.
+    pub app: Option<Arc<dyn AppChannel>>,
     /// State API.
     pub state: StateApi,
     /// Pub/sub API.
@@ -89,6 +83,8 @@ pub struct Core {
     pub configuration: ConfigurationApi,
     /// Lock API.
     pub lock: LockApi,
+    /// Service invocation.
+    pub invoke: Arc<Invoke>,
     /// Metadata API.
     pub metadata: MetadataApi,
     /// Allow and deny lists.
@@ -99,8 +95,9 @@ pub struct Core {
 impl Core {
     /// A runtime without components.
     #[must_use]
-    pub fn new(me: Identity, health: Arc<Health>, metrics: Arc<Metrics>, tracer: Tracer) -> Self {
-        let me = Arc::new(me);
+    pub fn new(parts: CoreParts) -> Self {
+        let CoreParts { identity, health, metrics, tracer, app, invoke } = parts;
+        let me = Arc::new(identity);
         let store = Arc::new(Store::default());
         let tasks = Tasks::new();
         Self {
@@ -112,8 +109,9 @@ impl Core {
             lock: LockApi::new(store.clone()),
             metadata: MetadataApi::new(me.clone(), store.clone()),
             api_rules: ArcSwap::default(),
-            app: Arc::default(),
             shutdown: watch::Sender::new(ShutdownRequest::None),
+            app,
+            invoke,
             me,
             store,
             tasks,
@@ -121,6 +119,16 @@ impl Core {
             metrics,
             tracer,
         }
+    }
+
+    /// The app channel.
+    ///
+    /// # Errors
+    /// `ERR_APP_CHANNEL_NIL` without an app.
+    pub fn app(&self) -> Result<&Arc<dyn AppChannel>, ApiError> {
+        self.app
+            .as_ref()
+            .ok_or_else(|| ApiError::new(Code::AppChannelNil, ErrorKind::Internal, "app channel is not initialized"))
     }
 
     /// The metadata document.
@@ -151,9 +159,12 @@ impl Core {
     /// # Errors
     /// No app, or unknown store.
     pub fn push_configuration(&self, store: &str, keys: Vec<String>, metadata: Metadata) -> Result<String, ApiError> {
-        let app = self.app.get().map_err(|e| {
-            ApiError::new(e.code(), e.kind(), format!("{}. cannot subscribe to configuration updates", e.message()))
-        })?;
+        let app = self
+            .app()
+            .map_err(|e| {
+                ApiError::new(e.code(), e.kind(), format!("{}. cannot subscribe to configuration updates", e.message()))
+            })?
+            .clone();
         let mut watch = self.configuration.subscribe(store, keys, metadata)?;
         let id = watch.id.clone();
         let store = store.to_owned();

@@ -28,7 +28,7 @@ mod tasks;
 pub mod trace;
 pub mod unbuilt;
 
-pub use core::{AppSlot, Core, ShutdownRequest};
+pub use core::{Core, CoreParts, ShutdownRequest};
 pub use cx::{Cx, Front, TraceHeaders};
 pub use error::{ApiError, Detail, Shape};
 pub use identity::Identity;

@@ -239,7 +239,7 @@ impl HttpApi {
         *req.method_mut() = call.method;
         *req.uri_mut() = uri.parse().map_err(|e| ApiError::malformed(format!("invalid request path: {e}")))?;
         *req.headers_mut() = call.headers;
-        let res = self.core.invoke.http(cx, &target, req, self.options.max_body).await?;
+        let res = self.core.invoke.http(cx, target, req).await?;
         Ok(res.map(Into::into))
     }
 
