@@ -54,10 +54,7 @@ impl Component {
             init_timeout: DEFAULT_INIT_TIMEOUT,
             secret_store,
         };
-        let Some(spec) = root.object("spec") else {
-            root.error("spec", "is required");
-            return component;
-        };
+        let Some(spec) = root.required_object("spec") else { return component };
         component.kind = spec.required("type");
         component.version = spec.text_or_empty("version");
         component.ignore_errors = spec.flag("ignoreErrors").unwrap_or_default();

@@ -293,6 +293,13 @@ impl<'d> Obj<'d> {
         Self::of(self.sink, node, self.child(name), "a mapping")
     }
 
+    pub(crate) fn required_object(&self, name: &'static str) -> Option<Obj<'d>> {
+        if !self.has(name) {
+            self.error(name, "is required");
+        }
+        self.object(name)
+    }
+
     pub(crate) fn objects(&self, name: &'static str) -> Vec<Obj<'d>> {
         let path = self.child(name);
         let items = self.nodes(name).iter().enumerate();

@@ -64,10 +64,7 @@ impl HttpEndpoint {
     pub(crate) fn decode(root: &Obj<'_>, meta: Meta) -> Self {
         let secret_store = root.object("auth").map(|a| a.text_or_empty("secretStore")).unwrap_or_default();
         let mut endpoint = Self { meta, base_url: String::new(), headers: Vec::new(), client_tls: None, secret_store };
-        let Some(spec) = root.object("spec") else {
-            root.error("spec", "is required");
-            return endpoint;
-        };
+        let Some(spec) = root.required_object("spec") else { return endpoint };
         endpoint.base_url = spec.required("baseUrl");
         let lower = endpoint.base_url.to_ascii_lowercase();
         let host = lower.strip_prefix("http://").or_else(|| lower.strip_prefix("https://"));

@@ -222,10 +222,7 @@ impl Resiliency {
             circuit_breakers: BTreeMap::new(),
             targets: Targets::default(),
         };
-        let Some(spec) = root.object("spec") else {
-            root.error("spec", "is required");
-            return doc;
-        };
+        let Some(spec) = root.required_object("spec") else { return doc };
         if let Some(policies) = spec.object("policies") {
             doc.timeouts = policies.named_durations("timeouts", BARE);
             doc.retries = policies.named_objects("retries").into_iter().map(|(n, o)| (n, retry(&o))).collect();

@@ -79,10 +79,7 @@ impl Subscription {
             dead_letter_topic: String::new(),
             bulk_subscribe: None,
         };
-        let Some(spec) = root.object("spec") else {
-            root.error("spec", "is required");
-            return subscription;
-        };
+        let Some(spec) = root.required_object("spec") else { return subscription };
         subscription.pubsubname = spec.required("pubsubname");
         subscription.topic = spec.required("topic");
         subscription.dead_letter_topic = spec.text_or_empty("deadLetterTopic");
