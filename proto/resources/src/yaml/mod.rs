@@ -1,6 +1,6 @@
 //! YAML text as a tree of nodes that know their place in the file.
 //!
-//! Values are read by YAML 1.1 rules ([`scalar`]), because documents written for
+//! Values are read by YAML 1.1 rules, because documents written for
 //! daprd mean `true` when they say `on`. Input is bounded in size, depth, number of
 //! nodes and bytes of text, *after* aliases are expanded, so a small file cannot
 //! become a large one.
