@@ -85,13 +85,13 @@ impl Net {
             let to = SocketAddr::from((GROUP_V4, PORT));
             for (_, address) in &interfaces.v4 {
                 let chosen = SockRef::from(socket).set_multicast_if_v4(address);
-                sent += usize::from(chosen.and_then(|()| socket.try_send_to(packet, to)).is_ok());
+                sent += usize::from(chosen.is_ok() && send(socket, packet, to));
             }
         }
         if let Some(socket) = &self.v6 {
             for index in &interfaces.v6 {
                 let to = SocketAddrV6::new(GROUP_V6, PORT, 0, *index);
-                sent += usize::from(socket.try_send_to(packet, to.into()).is_ok());
+                sent += usize::from(send(socket, packet, to.into()));
             }
         }
         sent
@@ -101,7 +101,7 @@ impl Net {
     pub(crate) fn unicast(&self, packet: &[u8], to: SocketAddr) {
         let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
         if let Some(socket) = socket {
-            let _ = socket.try_send_to(packet, to);
+            send(socket, packet, to);
         }
     }
 
@@ -146,6 +146,12 @@ impl Net {
         let v4 = ips.iter().find(|ip| ip.is_ipv4());
         v4.or(ips.first()).copied().unwrap_or(Ipv4Addr::LOCALHOST.into())
     }
+}
+
+/// Sends without waiting. Not by tokio's `try_send_to`, which refuses until its
+/// driver has looked at the socket once, and so would lose the first packets.
+fn send(socket: &UdpSocket, packet: &[u8], to: SocketAddr) -> bool {
+    SockRef::from(socket).send_to(packet, &to.into()).is_ok()
 }
 
 async fn readable(socket: Option<&UdpSocket>) -> Option<&UdpSocket> {
