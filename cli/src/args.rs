@@ -238,13 +238,13 @@ pub(crate) struct LogsArgs {
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Through {
     /// HTTP port of a sidecar that `mecha run` did not start
-    #[arg(long, value_name = "PORT", global = true)]
+    #[arg(long, value_name = "PORT", conflicts_with = "unix_domain_socket")]
     pub(crate) dapr_http_port: Option<u16>,
     /// Folder with the sidecar's sockets, when it listens on those
-    #[arg(long, short = 'u', value_name = "DIR", value_hint = ValueHint::DirPath, global = true)]
+    #[arg(long, short = 'u', value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) unix_domain_socket: Option<PathBuf>,
     /// How long to wait for the answer, such as 500ms or 1m
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration, global = true)]
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
     pub(crate) timeout: Duration,
 }
 

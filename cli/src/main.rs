@@ -11,7 +11,6 @@ mod registry;
 mod run;
 mod shim;
 mod style;
-mod suggest;
 
 use clap::Parser as _;
 use std::process::ExitCode;

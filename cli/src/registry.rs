@@ -183,7 +183,7 @@ pub(crate) fn unknown(app_id: &str, records: &[Record]) -> CliError {
     }
     let mut names: Vec<&str> = records.iter().map(|record| record.app_id.as_str()).collect();
     names.dedup();
-    match crate::suggest::nearest(app_id, names.iter().copied()) {
+    match mecha_resources::did_you_mean(app_id, names.iter().copied()) {
         Some(near) => error.hint(format!("did you mean {near:?}? Running: {}", names.join(", "))),
         None => error.hint(format!("running: {}", names.join(", "))),
     }

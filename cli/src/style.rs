@@ -8,7 +8,6 @@ const WARNING: Style = AnsiColor::Yellow.on_default().effects(Effects::BOLD);
 const SUCCESS: Style = AnsiColor::Green.on_default().effects(Effects::BOLD);
 const INFO: Style = AnsiColor::Cyan.on_default();
 const DIM: Style = Style::new().effects(Effects::DIMMED);
-const BOLD: Style = Style::new().effects(Effects::BOLD);
 
 /// One colour per app, in the order of the apps; they repeat when there are more apps than colours.
 const APPS: [AnsiColor; 6] = [
@@ -70,10 +69,6 @@ impl Paint {
 
     pub(crate) fn dim(self, text: &str) -> String {
         self.with(DIM, text)
-    }
-
-    pub(crate) fn bold(self, text: &str) -> String {
-        self.with(BOLD, text)
     }
 
     /// The colour of the app with this position in the run.

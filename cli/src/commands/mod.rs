@@ -1,8 +1,17 @@
 //! The commands, one file each.
 
+mod completion;
+mod doctor;
+mod invoke;
+mod lint;
 mod list;
 mod logs;
+mod metadata;
+mod publish;
+mod state;
 mod stop;
+mod target;
+mod version;
 
 use crate::args::{Cli, Command};
 use crate::error::Result;
@@ -14,6 +23,14 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<u8> {
         Command::List(args) => list::run(&args),
         Command::Stop(args) => stop::run(&args).await,
         Command::Logs(args) => logs::run(&args).await,
-        _ => Ok(0),
+        Command::Invoke(args) => invoke::run(&args).await,
+        Command::Publish(args) => publish::run(&args).await,
+        Command::State(args) => state::run(args.action).await,
+        Command::Components(args) => metadata::components(&args).await,
+        Command::Metadata(args) => metadata::metadata(&args).await,
+        Command::Lint(args) => lint::run(&args),
+        Command::Doctor(args) => doctor::run(&args).await,
+        Command::Version(args) => version::run(&args).await,
+        Command::Completion(args) => completion::run(&args),
     }
 }

@@ -8,7 +8,7 @@ use super::spec::{self, AppSpec};
 use crate::args::{SidecarOptions, port_from};
 use crate::error::{CliError, Result};
 use crate::home::Home;
-use crate::suggest;
+use mecha_resources::{Diagnostic, Severity, did_you_mean};
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Spanned};
 use std::collections::BTreeMap;
@@ -16,6 +16,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The file looked for when a folder is named.
 pub(crate) const DEFAULT_NAME: &str = "dapr.yaml";
@@ -32,7 +33,7 @@ pub(crate) struct RunFile {
     pub(crate) path: Option<PathBuf>,
     pub(crate) apps: Vec<AppSpec>,
     /// Worth a look, but no reason not to start.
-    pub(crate) warnings: Vec<String>,
+    pub(crate) warnings: Vec<Diagnostic>,
 }
 
 /// The file that `path` (a file, a folder, or `-` for standard input) stands for.
@@ -59,43 +60,41 @@ pub(crate) fn load(path: &Path, home: &Home) -> Result<RunFile> {
             ("standard input".to_owned(), folder)
         }
     };
-    let mut text = String::new();
     let read = match &file {
-        Some(file) => std::fs::File::open(file).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text)),
-        None => std::io::stdin().take(MAX_BYTES + 1).read_to_string(&mut text),
+        Some(file) => std::fs::File::open(file).and_then(read_text),
+        None => read_text(std::io::stdin()),
     };
-    match read {
-        Ok(size) if size as u64 > MAX_BYTES => {
-            return Err(CliError::usage("run-file", format!("{name} has more than {MAX_BYTES} bytes")));
-        }
-        Ok(_) => {}
-        Err(error) => return Err(CliError::usage("run-file", format!("cannot read {name}: {error}"))),
+    let text = read.map_err(|error| CliError::usage("run-file", format!("cannot read {name}: {error}")))?;
+    let (apps, findings) = check(&name, &text, &base, home);
+    if findings.iter().any(|finding| finding.severity == Severity::Error) {
+        let lines: Vec<String> = findings.iter().map(Diagnostic::to_string).collect();
+        return Err(CliError::usage("run-file", lines.join("\n")));
     }
-    let (apps, warnings) = parse(&name, &text, &base, home)?;
-    Ok(RunFile { path: file, apps, warnings })
+    Ok(RunFile { path: file, apps, warnings: findings })
 }
 
-/// Reads the text of a multi-app file; relative paths start at `base`.
-fn parse(name: &str, text: &str, base: &Path, home: &Home) -> Result<(Vec<AppSpec>, Vec<String>)> {
-    let document: Document = serde_saphyr::from_str(text).map_err(|error| {
-        let message = error.without_snippet().to_string();
-        let Some(at) = error.location() else { return CliError::usage("run-file", format!("{name}: {message}")) };
-        // The place stands in front; once is enough.
-        let message = message.trim_end_matches(&format!(" at line {}, column {}", at.line(), at.column()));
-        let line = usize::try_from(at.line()).ok().and_then(|line| text.lines().nth(line.checked_sub(1)?));
-        let shown: String = line.unwrap_or_default().trim_end().chars().take(MAX_SHOWN).collect();
-        let place = format!("{name}:{}:{}", at.line(), at.column());
-        CliError::usage("run-file", format!("{place}: {message}\n  {} | {shown}", at.line()))
-    })?;
-    let mut check = Check { name, home, errors: Vec::new(), warnings: Vec::new() };
-    let apps = check.document(&document, base);
-    let Check { mut errors, warnings, .. } = check;
-    if errors.is_empty() {
-        return Ok((apps, warnings));
+fn read_text(from: impl std::io::Read) -> std::io::Result<String> {
+    let mut text = String::new();
+    let size = from.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    match size as u64 > MAX_BYTES {
+        true => Err(std::io::Error::other(format!("it has more than {MAX_BYTES} bytes"))),
+        false => Ok(text),
     }
-    errors.sort_by_key(|(line, _)| *line);
-    let all: Vec<String> = errors.into_iter().map(|(_, message)| message).collect();
-    Err(CliError::usage("run-file", all.join("\n")))
+}
+
+/// Reads the text of a multi-app file; relative paths start at `base`. The apps are of use only if no finding is an
+/// error.
+pub(crate) fn check(name: &str, text: &str, base: &Path, home: &Home) -> (Vec<AppSpec>, Vec<Diagnostic>) {
+    let mut check = Check { name: name.into(), home, findings: Vec::new() };
+    let apps = match serde_saphyr::from_str::<Document>(text) {
+        Ok(document) => check.document(&document, base),
+        Err(error) => {
+            check.broken(&error, text);
+            Vec::new()
+        }
+    };
+    check.findings.sort_by_key(|finding| (finding.line, finding.column));
+    (apps, check.findings)
 }
 
 /// A map whose members are all optional and remember where they stand; members it does not know are kept by name.
@@ -313,35 +312,50 @@ fn flag(own: &Option<Spanned<bool>>, shared: &Option<Spanned<bool>>) -> bool {
 
 /// Collects everything that is wrong, so that it can be mended in one go.
 struct Check<'a> {
-    name: &'a str,
+    name: Arc<str>,
     home: &'a Home,
-    /// With their lines.
-    errors: Vec<(u64, String)>,
-    warnings: Vec<String>,
+    findings: Vec<Diagnostic>,
 }
 
 impl Check<'_> {
-    fn error(&mut self, at: Location, message: impl fmt::Display) {
-        let place = self.place(at);
-        self.errors.push((at.line(), format!("{place}: {message}")));
+    fn find(&mut self, severity: Severity, at: Location, path: impl Into<String>, message: impl fmt::Display) {
+        self.findings.push(Diagnostic {
+            file: Arc::clone(&self.name),
+            document: 0,
+            line: u32::try_from(at.line()).unwrap_or(u32::MAX),
+            column: u32::try_from(at.column()).unwrap_or(u32::MAX),
+            path: path.into(),
+            severity,
+            message: message.to_string(),
+            suggestion: None,
+        });
     }
 
-    fn place(&self, at: Location) -> String {
-        match at.line() {
-            0 => self.name.to_owned(),
-            line => format!("{}:{line}:{}", self.name, at.column()),
-        }
+    fn error(&mut self, at: Location, path: impl Into<String>, message: impl fmt::Display) {
+        self.find(Severity::Error, at, path, message);
+    }
+
+    /// The text is no YAML, or holds a value of the wrong kind.
+    fn broken(&mut self, error: &serde_saphyr::Error, text: &str) {
+        let message = error.without_snippet().to_string();
+        let Some(at) = error.location() else { return self.error(Location::UNKNOWN, "", message) };
+        // The place stands in front; once is enough.
+        let message = message.trim_end_matches(&format!(" at line {}, column {}", at.line(), at.column()));
+        let line = usize::try_from(at.line()).ok().and_then(|line| text.lines().nth(line.checked_sub(1)?));
+        let shown: String = line.unwrap_or_default().trim_end().chars().take(MAX_SHOWN).collect();
+        self.error(at, "", format!("{message}\n  {} | {shown}", at.line()));
     }
 
     fn unknown(&mut self, within: &str, unknown: &[Spanned<String>], known: &[&str]) {
         for key in unknown {
-            let name = &key.value;
-            if let Some(near) = suggest::nearest(name, known.iter().copied()) {
-                let message = format!("{within}{name}: there is no such key; did you mean {near:?}?");
-                self.error(key.referenced, message);
-            } else {
-                let place = self.place(key.referenced);
-                self.warnings.push(format!("{place}: {within}{name}: this key is not known and ignored"));
+            let suggestion = did_you_mean(&key.value, known.iter().copied()).map(str::to_owned);
+            let (severity, message) = match suggestion {
+                Some(_) => (Severity::Error, "there is no such key"),
+                None => (Severity::Warning, "this key is not known and ignored"),
+            };
+            self.find(severity, key.referenced, format!("{within}{}", key.value), message);
+            if let Some(finding) = self.findings.last_mut() {
+                finding.suggestion = suggestion;
             }
         }
     }
@@ -349,9 +363,9 @@ impl Check<'_> {
     fn document(&mut self, document: &Document, base: &Path) -> Vec<AppSpec> {
         self.unknown("", &document.unknown, Document::KNOWN);
         match &document.version {
-            None => self.error(Location::UNKNOWN, "version: it is missing; write `version: 1`"),
+            None => self.error(Location::UNKNOWN, "version", "it is missing; write `version: 1`"),
             Some(version) if version.value != 1 => {
-                self.error(version.referenced, format!("version: {} is not supported; only 1 is", version.value));
+                self.error(version.referenced, "version", format!("{} is not supported; only 1 is", version.value));
             }
             Some(_) => {}
         }
@@ -360,7 +374,7 @@ impl Check<'_> {
         self.unknown("common.", &common.unknown, Entry::KNOWN);
         for (key, at) in common.set() {
             if APP_ONLY.contains(&key) {
-                self.error(at, format!("common.{key}: only an app can have this; move it below apps"));
+                self.error(at, format!("common.{key}"), "only an app can have this; move it below apps");
             }
         }
         let shared = Shared {
@@ -370,7 +384,7 @@ impl Check<'_> {
         let entries = document.apps.as_ref().map_or(&[][..], |apps| &apps.value);
         if entries.is_empty() {
             let at = document.apps.as_ref().map_or(Location::UNKNOWN, |apps| apps.referenced);
-            self.error(at, "apps: there is none; list at least one app with appDirPath and command");
+            self.error(at, "apps", "there is none; list at least one app with appDirPath and command");
         }
         let mut apps: Vec<AppSpec> = Vec::new();
         let mut ids: BTreeMap<String, usize> = BTreeMap::new();
@@ -378,7 +392,8 @@ impl Check<'_> {
             let Some(app) = self.app(index, entry, common, &shared, base) else { continue };
             if let Some(other) = ids.insert(app.app_id.clone(), index) {
                 let at = entry.value.app_id.as_ref().map_or(entry.referenced, |id| id.referenced);
-                self.error(at, format!("apps[{index}].appID: {:?} is also the id of apps[{other}]", app.app_id));
+                let message = format!("{:?} is also the id of apps[{other}]", app.app_id);
+                self.error(at, format!("apps[{index}].appID"), message);
             }
             apps.push(app);
         }
@@ -398,13 +413,14 @@ impl Check<'_> {
         let entry = &entry.value;
         self.unknown(&within, &entry.unknown, Entry::KNOWN);
         let Some(folder) = &entry.app_dir_path else {
-            self.error(at, format!("{within}appDirPath: it is missing; name the app's folder, relative to this file"));
+            let message = "it is missing; name the app's folder, relative to this file";
+            self.error(at, format!("{within}appDirPath"), message);
             return None;
         };
         let folder = self.path(&format!("{within}appDirPath"), &Some(folder.clone()), base)?;
         let folder = normal(&folder);
         if !folder.is_dir() {
-            self.error(at, format!("{within}appDirPath: {} is no folder", folder.display()));
+            self.error(at, format!("{within}appDirPath"), format!("{} is no folder", folder.display()));
         }
         let id_at = entry.app_id.as_ref().map_or(at, |id| id.referenced);
         let id = match &entry.app_id {
@@ -414,7 +430,7 @@ impl Check<'_> {
         let app_id = match id.and_then(|id| spec::check_app_id(&id).map(|()| id)) {
             Ok(id) => id,
             Err(error) => {
-                self.error(id_at, format!("{within}appID: {error}"));
+                self.error(id_at, format!("{within}appID"), error);
                 return None;
             }
         };
@@ -494,7 +510,8 @@ impl Check<'_> {
         if known.contains(&lower.as_str()) {
             return Some(lower);
         }
-        self.error(member.referenced, format!("{field}: {:?} is not one of {}", member.value, known.join(", ")));
+        let message = format!("{:?} is not one of {}", member.value, known.join(", "));
+        self.error(member.referenced, field, message);
         None
     }
 
@@ -511,8 +528,8 @@ impl Check<'_> {
             "file" => Some(Destination::File),
             "fileAndConsole" => Some(Destination::FileAndConsole),
             other => {
-                let message = format!("{within}{key}: {other:?} is not one of file, console, fileAndConsole");
-                self.error(member.referenced, message);
+                let message = format!("{other:?} is not one of file, console, fileAndConsole");
+                self.error(member.referenced, format!("{within}{key}"), message);
                 None
             }
         }
@@ -523,7 +540,7 @@ impl Check<'_> {
         match port_from(member.value) {
             Ok(port) => port,
             Err(reason) => {
-                self.error(member.referenced, format!("{within}{key}: {reason}"));
+                self.error(member.referenced, format!("{within}{key}"), reason);
                 None
             }
         }
@@ -533,7 +550,7 @@ impl Check<'_> {
         let member = member.as_ref().filter(|member| !member.value.is_empty())?;
         let path = spec::absolute(base, Path::new(&member.value));
         if !path.exists() {
-            self.error(member.referenced, format!("{field}: {} does not exist", path.display()));
+            self.error(member.referenced, field, format!("{} does not exist", path.display()));
             return None;
         }
         Some(path)
@@ -550,7 +567,7 @@ impl Check<'_> {
             }
             let full = spec::absolute(base, Path::new(path));
             if !full.exists() {
-                self.error(at, format!("{within}resourcesPaths: {} does not exist", full.display()));
+                self.error(at, format!("{within}resourcesPaths"), format!("{} does not exist", full.display()));
             }
             out.push(full);
         }

@@ -1,11 +1,9 @@
 //! `mecha run` as a user meets it: order of start, output, ends of every kind, and nothing left behind.
 
-mod support;
-
+use crate::support::{Place, Running, runs, signal, wait_until};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use support::{Place, Running, runs, signal, wait_until};
 
 fn record(place: &Place) -> Value {
     let files = place.run_files();
@@ -308,5 +306,5 @@ fn a_broken_multi_app_file_starts_nothing() {
     let output = place.output(&["run", "-f", "."]);
     assert_eq!(output.status.code(), Some(2));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("dapr.yaml:4:5") && stderr.contains("did you mean \"command\"?"), "{stderr}");
+    assert!(stderr.contains("dapr.yaml:4:5") && stderr.contains("did you mean 'command'?"), "{stderr}");
 }

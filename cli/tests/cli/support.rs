@@ -39,6 +39,7 @@ impl Place {
     pub(crate) fn mecha<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mecha = Path::new(env!("CARGO_BIN_EXE_mecha"));
         let fake = mecha.parent().unwrap().join("examples/fake-sidecar");
+        assert!(fake.exists(), "{} is missing; `cargo test -p mecha` builds it", fake.display());
         let mut command = Command::new(mecha);
         command
             .args(args)
