@@ -1,18 +1,27 @@
 //! The component as the runtime uses it, several instances on one folder.
 
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use mecha_components_api::{
     BuildCx, Bytes, CancellationToken, Deliver, Delivery, ErrorKind, Metadata, PubSub, Publish, Registry, Subscribe,
-    Verdict, async_trait,
+    SystemClock, Verdict, async_trait,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+
+use crate::client::Store;
+use crate::clock::Clocks;
+use crate::config::BrokerConfig;
+use crate::group::{Claim, Claimed};
+use crate::log::Record;
+use crate::schema::Folder;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -106,6 +115,7 @@ impl Deliver for App {
             tokio::time::sleep(hold).await;
         }
         self.running.fetch_sub(1, Ordering::SeqCst);
+        self.changed.notify_waiters();
         verdict
     }
 }
@@ -272,7 +282,7 @@ async fn a_slow_handler_keeps_its_message() {
     let app = App::slow(Some(Duration::from_millis(3500)), |_| Verdict::Ack);
     let subs = [subscribe(&a1, "t", Metadata::new(), &app), subscribe(&a2, "t", Metadata::new(), &app)];
     publish(&a1, "t", "x").await;
-    app.until("it", |a| a.got.lock().len() == 1).await;
+    app.until("its end", |a| !a.got.lock().is_empty() && a.running.load(Ordering::SeqCst) == 0).await;
     for sub in subs {
         sub.end().await;
     }
@@ -310,6 +320,52 @@ async fn a_dropped_subscription_gives_its_messages_back() {
     let app = App::new(|_| Verdict::Ack);
     let sub = subscribe(&broker, "t", none.clone(), &app);
     app.until("the second delivery", |a| a.got.lock().len() == 1).await;
+    sub.end().await;
+}
+
+#[tokio::test]
+async fn what_a_dropped_claim_took_goes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = BrokerConfig::decode(&Metadata::new()).unwrap();
+    let clocks = Clocks::new(Arc::new(SystemClock));
+    let store = Store::open(Folder::new(dir.path()), clocks, config.limits).await.unwrap();
+    let at = store.attach("t".into(), "g".into(), &config.consume).await.unwrap();
+    let record = Record { topic: "t".into(), data: Bytes::new(), content_type: None, metadata: None, ttl: None };
+    store.publish(vec![record]).await.unwrap();
+    let claim = Claim { at, max: 1, single: false, lease: Duration::from_secs(3600) };
+    {
+        let mut claiming = pin!(store.claim(claim));
+        assert!(claiming.as_mut().now_or_never().is_none(), "the writer has not answered yet");
+        let since = std::time::Instant::now();
+        while crate::stats(dir.path()).unwrap().topics[0].groups[0].in_flight == 0 {
+            assert!(since.elapsed() < PATIENCE);
+        }
+        // A further request passes through the writer after the first one was answered.
+        store.ping().await.unwrap();
+    }
+    store.ping().await.unwrap();
+    match store.claim(claim).await.unwrap() {
+        Claimed::Messages { taken, .. } => assert_eq!(taken.len(), 1),
+        Claimed::Gone => panic!("gone"),
+    }
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sleeping_subscriber_hears_of_news_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let none = Metadata::new();
+    let (a, b) = (broker(dir.path(), "a", &none).await, broker(dir.path(), "b", &none).await);
+    let app = App::new(|_| Verdict::Ack);
+    let sub = subscribe(&a, "t", none.clone(), &app);
+    app.until("the subscription", |a| a.attached.load(Ordering::SeqCst) == 1).await;
+    let since = std::time::Instant::now();
+    for n in 1..=12 {
+        publish(&b, "t", "x").await;
+        app.until("it", |a| a.got.lock().len() == n).await;
+    }
+    // Polling alone takes about a second each.
+    assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
     sub.end().await;
 }
 

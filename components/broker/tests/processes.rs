@@ -75,10 +75,18 @@ struct Process(Child);
 
 impl Process {
     fn start(role: &str, home: &Path, ledger: &Ledger, name: &str) -> Self {
+        Self::start_with(role, home, ledger, name, "30s")
+    }
+
+    fn start_with(role: &str, home: &Path, ledger: &Ledger, name: &str, ack_wait: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "child", "--nocapture", "--test-threads=1"]);
         command.env("BROKER_ROLE", role).env("BROKER_HOME", home).env("BROKER_NAME", name);
-        command.env("BROKER_LEDGER", &ledger.0).stdout(Stdio::null()).stderr(Stdio::inherit());
+        command
+            .env("BROKER_LEDGER", &ledger.0)
+            .env("BROKER_ACK_WAIT", ack_wait)
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit());
         Self(command.spawn().unwrap())
     }
 
@@ -164,8 +172,8 @@ impl Deliver for Noting {
 }
 
 async fn subscriber(home: &Path, ledger: &Ledger, gate: Option<PathBuf>) {
-    let w = W.to_string();
-    let broker = broker(home, "subscriber", &[("maxInFlight", &w), ("ackWait", "2s")]).await;
+    let (w, ack_wait) = (W.to_string(), std::env::var("BROKER_ACK_WAIT").unwrap());
+    let broker = broker(home, "subscriber", &[("maxInFlight", &w), ("ackWait", &ack_wait)]).await;
     let stop = CancellationToken::new();
     let to = Arc::new(Noting { file: ledger.open(), gate, stop: stop.clone() });
     let sub = Subscribe { topic: "t".into(), metadata: Metadata::new(), bulk: None };
@@ -313,7 +321,7 @@ async fn a_frozen_process_cannot_acknowledge_what_was_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = Ledger(dir.path().join("ledger"));
     let broker = broker(dir.path(), "subscriber", &[("ackWait", "2s")]).await;
-    let sleeper = Process::start("stuck", dir.path(), &ledger, "sleeper");
+    let sleeper = Process::start_with("stuck", dir.path(), &ledger, "sleeper", "2s");
     publish(&broker, "x").await;
     ledger.until("the sleeper has it", |l| l == ["got x"]).await;
     sleeper.signal(Signal::STOP);
