@@ -1,0 +1,150 @@
+//! Span export: what the Configuration's `tracing` section and `OTEL_*` ask
+//! for, as a [`Tracer`] and the exporters behind it.
+//!
+//! Every exporter has a bounded queue and a thread of its own; a collector
+//! that is slow or away costs spans, never requests.
+
+mod client;
+mod config;
+mod convert;
+mod otlp;
+mod report;
+mod stdout;
+#[cfg(test)]
+mod tests;
+mod zipkin;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mecha_core::trace::{Mode, Sampler, SpanSink, Tracer};
+use opentelemetry::KeyValue;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SpanExporter, SpanProcessor};
+use thiserror::Error;
+use tokio::runtime::Handle;
+
+use crate::cli::OtelEnv;
+pub use config::{ExporterPlan, OtelConfig, OtlpProtocol, Plan, TracingConfig, plan};
+use convert::Sink;
+use report::Reporting;
+
+/// Spans that may wait for an exporter; more are dropped.
+const QUEUE: usize = 2048;
+
+/// Spans sent at a time.
+const BATCH: usize = 512;
+
+/// Longest a span waits for its batch to fill.
+const DELAY: Duration = Duration::from_secs(2);
+
+/// Why export could not be set up.
+#[derive(Debug, Error)]
+#[error("cannot export traces to {exporter}: {reason}. Check the Configuration's tracing section and OTEL_* variables")]
+pub struct TelemetryError {
+    /// Kind and address.
+    pub exporter: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// Tracing of one run of the daemon.
+#[derive(Debug)]
+pub struct Telemetry {
+    tracer: Tracer,
+    sampler: Sampler,
+    processors: Arc<[BatchSpanProcessor]>,
+}
+
+impl Telemetry {
+    /// Starts the exporters. Connects to nothing yet. Must be called on the
+    /// runtime that will carry the exporters' connections.
+    pub fn start(config: &TracingConfig, env: &OtelEnv, app_id: &str) -> Result<Self, TelemetryError> {
+        let plan = plan(config, env, app_id);
+        for warning in &plan.warnings {
+            tracing::warn!(target: "dapr.runtime", "{warning}");
+        }
+        let telemetry = Self::from_plan(plan)?;
+        tracing::info!(target: "dapr.runtime", "Dapr trace sampler initialized: {}", telemetry.sampler);
+        Ok(telemetry)
+    }
+
+    fn from_plan(plan: Plan) -> Result<Self, TelemetryError> {
+        let attributes = plan.resource.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+        let resource = Resource::builder_empty().with_attributes(attributes).build();
+        let mut processors = Vec::new();
+        for exporter in plan.exporters {
+            processors.push(exporter.build(&resource, &plan.service_name)?);
+        }
+        let processors: Arc<[BatchSpanProcessor]> = processors.into();
+        let tracer = match plan.mode {
+            Mode::Off => Tracer::off(),
+            Mode::PassThrough => Tracer::pass_through(),
+            Mode::On => {
+                let sink: Option<Arc<dyn SpanSink>> =
+                    (!processors.is_empty()).then(|| Arc::new(Sink::new(Arc::clone(&processors))) as _);
+                Tracer::on(plan.sampler, sink)
+            }
+        };
+        Ok(Self { tracer, sampler: plan.sampler, processors })
+    }
+
+    /// Starts spans.
+    pub fn tracer(&self) -> &Tracer {
+        &self.tracer
+    }
+
+    /// Sends what waits and ends the exporters, for `limit` at most. Call it
+    /// after the last request. `false`: some spans may be lost.
+    pub async fn shutdown(self, limit: Duration) -> bool {
+        let processors = self.processors;
+        if processors.is_empty() {
+            return true;
+        }
+        // The processors block while they flush; the connections they flush
+        // through need this runtime's threads.
+        let flush = tokio::task::spawn_blocking(move || {
+            std::thread::scope(|scope| {
+                let flushing: Vec<_> = processors
+                    .iter()
+                    .map(|processor| scope.spawn(move || processor.shutdown_with_timeout(limit).is_ok()))
+                    .collect();
+                flushing.into_iter().all(|thread| thread.join().unwrap_or(false))
+            })
+        });
+        matches!(tokio::time::timeout(limit, flush).await, Ok(Ok(true)))
+    }
+}
+
+impl ExporterPlan {
+    fn build(self, resource: &Resource, service_name: &str) -> Result<BatchSpanProcessor, TelemetryError> {
+        let name = self.to_string();
+        let fail = |reason: String| TelemetryError { exporter: name.clone(), reason };
+        match self {
+            ExporterPlan::Stdout => Ok(processor(stdout::Stdout::default(), "stdout".to_owned(), resource)),
+            ExporterPlan::Zipkin { url } => {
+                let exporter = zipkin::Zipkin::new(&url, service_name, runtime(&fail)?).map_err(&fail)?;
+                Ok(processor(exporter, name, resource))
+            }
+            ExporterPlan::Otlp(otlp) => {
+                let exporter = otlp::exporter(&otlp, runtime(&fail)?).map_err(&fail)?;
+                Ok(processor(exporter, name, resource))
+            }
+        }
+    }
+}
+
+fn runtime(fail: &dyn Fn(String) -> TelemetryError) -> Result<Handle, TelemetryError> {
+    Handle::try_current().map_err(|error| fail(error.to_string()))
+}
+
+fn processor<E: SpanExporter + 'static>(exporter: E, name: String, resource: &Resource) -> BatchSpanProcessor {
+    let config = BatchConfigBuilder::default()
+        .with_max_queue_size(QUEUE)
+        .with_max_export_batch_size(BATCH)
+        .with_scheduled_delay(DELAY)
+        .build();
+    let mut processor = BatchSpanProcessor::builder(Reporting::new(exporter, name)).with_batch_config(config).build();
+    processor.set_resource(resource);
+    processor
+}
