@@ -116,13 +116,16 @@ pub(crate) struct SidecarOptions {
         value_parser = ["http", "https", "grpc", "grpcs", "h2c"])]
     pub(crate) app_protocol: Option<String>,
     /// The app serves TLS
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
+        action = clap::ArgAction::Set, value_name = "BOOL")]
     pub(crate) app_ssl: bool,
     /// Calls the app takes at once [default: no limit]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) app_max_concurrency: Option<i64>,
     /// Check the app's health and hold back work while it is not healthy
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
+        action = clap::ArgAction::Set, value_name = "BOOL", hide_possible_values = true,
+        hide_default_value = true)]
     pub(crate) enable_app_health_check: bool,
     /// Path of the app's health check [default: /healthz]
     #[arg(long, value_name = "PATH")]
@@ -149,11 +152,19 @@ pub(crate) struct SidecarOptions {
     /// Largest request header block, such as 4Ki
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) read_buffer_size: Option<String>,
+    /// The old form of --max-body-size, in MiB
+    #[arg(long, value_name = "MIB", hide = true, allow_negative_numbers = true)]
+    pub(crate) dapr_http_max_request_size: Option<i64>,
+    /// The old form of --read-buffer-size, in KiB
+    #[arg(long, value_name = "KIB", hide = true, allow_negative_numbers = true)]
+    pub(crate) dapr_http_read_buffer_size: Option<i64>,
     /// Addresses the API listens on [default: loopback]
     #[arg(long, value_name = "ADDRESSES")]
     pub(crate) dapr_listen_addresses: Option<String>,
     /// Serve diagnostics on --profile-port
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
+        action = clap::ArgAction::Set, value_name = "BOOL", hide_possible_values = true,
+        hide_default_value = true)]
     pub(crate) enable_profiling: bool,
     /// Placement service for actors
     #[arg(long, value_name = "HOST:PORT")]
@@ -537,6 +548,15 @@ mod tests {
         let args = run(&["--app-id", "a", "node", "app.js", "--app-port", "1"]);
         assert_eq!(args.command, ["node", "app.js", "--app-port", "1"].map(OsString::from));
         assert_eq!(args.app_port, None);
+    }
+
+    #[test]
+    fn switches_take_a_value_behind_an_equals_sign() {
+        assert!(run(&["--enable-app-health-check"]).options.enable_app_health_check);
+        assert!(run(&["--enable-app-health-check=true", "x"]).options.enable_app_health_check);
+        assert!(!run(&["--enable-app-health-check=false"]).options.enable_app_health_check);
+        assert_eq!(run(&["--enable-api-logging", "x"]).options.enable_api_logging, Some(true));
+        assert_eq!(run(&["x"]).options.enable_api_logging, None);
     }
 
     #[test]

@@ -206,7 +206,8 @@ enum Request {
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
-    hangup: tokio::signal::unix::Signal,
+    /// None under nohup.
+    hangup: Option<tokio::signal::unix::Signal>,
     user: tokio::signal::unix::Signal,
 }
 
@@ -216,18 +217,33 @@ impl Signals {
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
-            hangup: listen(SignalKind::hangup())?,
+            hangup: if hangup_is_ignored() { None } else { Some(listen(SignalKind::hangup())?) },
             user: listen(SignalKind::user_defined1())?,
         })
     }
 
     /// The next request. Cancel safe.
     async fn next(&mut self) -> Request {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => Request::Stop(Signal::INT),
             _ = self.terminate.recv() => Request::Stop(Signal::TERM),
-            _ = self.hangup.recv() => Request::Stop(Signal::TERM),
+            _ = hangup => Request::Stop(Signal::TERM),
             _ = self.user.recv() => Request::StopApps,
         }
     }
+}
+
+/// Whether whoever started mecha wants it to outlive the terminal.
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    // The lowest bit stands for signal 1.
+    mask & 1 << (Signal::HUP.as_raw() - 1) != 0
 }

@@ -497,6 +497,8 @@ impl Check<'_> {
             enable_api_logging: value(&own.enable_api_logging).or(value(&common.enable_api_logging)),
             max_body_size: value(&own.max_body_size).or(value(&common.max_body_size)),
             read_buffer_size: value(&own.read_buffer_size).or(value(&common.read_buffer_size)),
+            dapr_http_max_request_size: None,
+            dapr_http_read_buffer_size: None,
             dapr_listen_addresses: value(&own.api_listen_addresses).or(value(&common.api_listen_addresses)),
             enable_profiling: flag(&own.enable_profiling, &common.enable_profiling),
             placement_host_address: value(&own.placement_host_address).or(value(&common.placement_host_address)),

@@ -92,6 +92,8 @@ pub(crate) fn arguments(spec: &AppSpec, ports: &Ports) -> Vec<OsString> {
         ("app-health-probe-interval", options.app_health_probe_interval),
         ("app-health-probe-timeout", options.app_health_probe_timeout),
         ("app-health-threshold", options.app_health_threshold),
+        ("dapr-http-max-request-size", options.dapr_http_max_request_size),
+        ("dapr-http-read-buffer-size", options.dapr_http_read_buffer_size),
     ];
     for (name, value) in numbers {
         if let Some(value) = value {

@@ -216,6 +216,34 @@ fn a_reader_that_goes_away_ends_the_run() {
 }
 
 #[test]
+fn a_run_under_nohup_outlives_its_terminal() {
+    let place = Place::new();
+    let mut command = std::process::Command::new("nohup");
+    let run = place.mecha(["run", "-a", "orders", "--", "sleep", "60"]);
+    command.arg(run.get_program()).args(run.get_args()).current_dir(place.work());
+    command.envs(run.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let mut run = Running::start(command);
+    run.wait_for("up and running");
+    run.signal("HUP");
+    run.signal("TERM");
+    let (status, output) = run.finish();
+    assert!(status.success(), "{output}");
+    assert!(!output.contains("ending everything"), "the hangup counted: {output}");
+}
+
+#[test]
+fn much_output_arrives_complete_and_in_order() {
+    let place = Place::new();
+    let script = "i=0; while [ $i -lt 20000 ]; do echo \"line $i of many\"; i=$((i+1)); done";
+    let output = place.ok(&["run", "-a", "orders", "--", "sh", "-c", script]);
+    let lines: Vec<&str> = output.lines().filter_map(|line| line.strip_prefix("== APP == line ")).collect();
+    assert_eq!(lines.len(), 20_000);
+    assert!(lines.iter().enumerate().all(|(n, line)| *line == format!("{n} of many")));
+    let log = place.ok(&["logs", "orders", "-n", "1"]);
+    assert_eq!(log, "line 19999 of many\n");
+}
+
+#[test]
 fn a_sidecar_alone_runs_until_it_is_stopped() {
     let place = Place::new();
     let mut run = place.start(&["run", "--app-id", "tools"]);
