@@ -3,7 +3,8 @@
 use super::spec::AppSpec;
 use crate::error::{CliError, Result};
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 
 /// How many times to ask the system for a port that nobody of this run has.
 const ATTEMPTS: usize = 64;
@@ -87,10 +88,14 @@ impl PortBook {
             return Ok(port);
         }
         for _ in 0..ATTEMPTS {
-            let port = bind(0)
-                .and_then(|listener| listener.local_addr())
-                .map_err(|error| CliError::new("no-port", format!("the system has no free port: {error}")))?
-                .port();
+            let port = match bind(0).and_then(|listener| listener.local_addr()) {
+                Ok(address) => address.port(),
+                // Free for IPv4, but not for IPv6.
+                Err(error) if error.kind() == ErrorKind::AddrInUse => continue,
+                Err(error) => {
+                    return Err(CliError::new("no-port", format!("the system has no free port: {error}")));
+                }
+            };
             if let std::collections::btree_map::Entry::Vacant(slot) = self.taken.entry(port) {
                 slot.insert(format!("the {what} port of {app_id}"));
                 return Ok(port);
@@ -107,9 +112,15 @@ impl Ports {
     }
 }
 
-/// Binds on all addresses: that fails if the port is taken on any of them.
+/// Binds on all IPv4 addresses and, where there is IPv6, on its loopback: that fails if the port is taken on any
+/// address a sidecar listens on.
 fn bind(port: u16) -> std::io::Result<TcpListener> {
-    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    match TcpListener::bind((Ipv6Addr::LOCALHOST, listener.local_addr()?.port())) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Err(error),
+        // Any other error means that this machine has no IPv6.
+        _ => Ok(listener),
+    }
 }
 
 #[cfg(test)]
