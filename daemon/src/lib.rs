@@ -1,1 +1,15 @@
-//! mechad.
+//! The daemon: a binary and the library it is made of. Process edge (flags, logs, ports,
+//! telemetry), the fronts (HTTP, gRPC), the way to the app and to peers, and the life of a run.
+
+pub mod app;
+pub mod body;
+pub mod cli;
+pub mod edge;
+pub mod http;
+pub mod logging;
+pub mod ports;
+pub mod serve;
+pub mod telemetry;
+pub mod timestamps;
+pub mod token;
+pub mod wire;

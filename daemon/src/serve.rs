@@ -234,20 +234,19 @@ pin_project! {
         busy: Arc<AtomicU32>,
         reading: Reading,
         fresh: bool,
-        #[pin]
-        timer: Sleep,
+        timer: Pin<Box<Sleep>>,
     }
 }
 
 impl<T> Watched<T> {
     fn new(io: T, busy: Arc<AtomicU32>) -> Self {
-        Self { io, busy, reading: Reading::Idle, fresh: true, timer: tokio::time::sleep(HEADER_READ_LIMIT) }
+        Self { io, busy, reading: Reading::Idle, fresh: true, timer: Box::pin(tokio::time::sleep(HEADER_READ_LIMIT)) }
     }
 }
 
 impl<T: AsyncRead> AsyncRead for Watched<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut this = self.project();
+        let this = self.project();
         let before = buf.filled().len();
         let polled = this.io.poll_read(cx, buf);
         if *this.reading == Reading::Unwatched {

@@ -29,7 +29,5 @@ pub(super) async fn unlock(core: &Core, cx: &Cx, store: &str, body: Bytes) -> Re
 }
 
 fn members(body: &Bytes) -> Result<Members, ApiError> {
-    text(body)
-        .and_then(Members::parse)
-        .map_err(|e| ApiError::malformed(format!("failed deserializing HTTP body: {e}")))
+    text(body).and_then(Members::parse).map_err(|e| ApiError::malformed(format!("failed deserializing HTTP body: {e}")))
 }

@@ -81,7 +81,7 @@ fn subscription((sub, source): &(mecha_core::app::AppSubscription, Source)) -> V
     one.insert("pubsubname".into(), sub.pubsub.as_str().into());
     one.insert("topic".into(), sub.topic.as_str().into());
     if !sub.metadata.is_empty() {
-        one.insert("metadata".into(), sub.metadata.iter().map(|(k, v)| (k.to_owned(), v.into())).collect());
+        one.insert("metadata".into(), sub.metadata.iter().map(|(k, v)| (k.to_owned(), Value::from(v))).collect());
     }
     let mut rules: Vec<Value> = sub
         .rules

@@ -123,8 +123,7 @@ impl HttpApi {
                 break 'answer respond::text(StatusCode::FORBIDDEN, reason);
             }
             // Preflights carry no token.
-            if let Some(preflight) =
-                self.options.cors.as_ref().and_then(|c| c.preflight(&parts.method, &parts.headers))
+            if let Some(preflight) = self.options.cors.as_ref().and_then(|c| c.preflight(&parts.method, &parts.headers))
             {
                 break 'answer preflight;
             }
@@ -293,7 +292,8 @@ impl HttpApi {
             Route::Unlock { store } => lock::unlock(core, cx, &param(store)?, body().await?).await,
             Route::Unbuilt { what, name } => Err(what.error(&param(name)?)),
             Route::Mecha { rest } => mecha::answer(core, &call.method, rest),
-            Route::Invoke { .. } => self.invoke(cx, call).await,
+            // Dispatched before; the edge hands invocations to `invoke`.
+            Route::Invoke { .. } => Err(ApiError::unimplemented()),
         }
     }
 }

@@ -5,11 +5,9 @@ use std::borrow::Cow;
 /// Resolves `.`, `..` and empty segments of an escaped path and drops one trailing slash.
 /// A path that is clean already is handed back as it is.
 #[must_use]
-pub fn clean(path: &str) -> Cow<'_, str> {
-    let needs_work = !path.starts_with('/')
-        || path.contains("//")
-        || path.contains("/.")
-        || (path.len() > 1 && path.ends_with('/'));
+pub(super) fn clean(path: &str) -> Cow<'_, str> {
+    let needs_work =
+        !path.starts_with('/') || path.contains("//") || path.contains("/.") || (path.len() > 1 && path.ends_with('/'));
     if !needs_work {
         return Cow::Borrowed(path);
     }
@@ -29,7 +27,7 @@ pub fn clean(path: &str) -> Cow<'_, str> {
 /// Query-unescapes one path parameter: `+` is a space, `%XX` a byte. `None` for a bad
 /// escape or bytes that are no UTF-8.
 #[must_use]
-pub fn unescape(text: &str) -> Option<Cow<'_, str>> {
+pub(super) fn unescape(text: &str) -> Option<Cow<'_, str>> {
     if !text.bytes().any(|b| b == b'%' || b == b'+') {
         return Some(Cow::Borrowed(text));
     }
@@ -51,7 +49,7 @@ pub fn unescape(text: &str) -> Option<Cow<'_, str>> {
 
 /// Query parameters in order, unescaped; parts with a bad escape are left out, as the
 /// incumbent does.
-pub fn query(text: Option<&str>) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+pub(super) fn query(text: Option<&str>) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
     text.unwrap_or_default().split('&').filter(|p| !p.is_empty()).filter_map(|part| {
         let (k, v) = part.split_once('=').unwrap_or((part, ""));
         Some((unescape(k)?, unescape(v)?))

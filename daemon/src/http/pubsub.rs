@@ -116,7 +116,10 @@ mod tests {
     fn events_by_content_type() {
         let decode = |s: &'static str| decode(&Bytes::from_static(s.as_bytes()));
         let one = |s| decode(s).map(|v| v[0].event.clone());
-        assert_eq!(one(r#"[{"entryId":"1","event":{"a":1.50},"contentType":"application/json"}]"#).unwrap(), r#"{"a":1.50}"#);
+        assert_eq!(
+            one(r#"[{"entryId":"1","event":{"a":1.50},"contentType":"application/json"}]"#).unwrap(),
+            r#"{"a":1.50}"#
+        );
         assert_eq!(one(r#"[{"entryId":"1","event":"hi","contentType":"text/plain"}]"#).unwrap(), "hi");
         assert_eq!(one(r#"[{"entryId":"1","event":"aGk=","contentType":"application/octet-stream"}]"#).unwrap(), "hi");
         assert!(one(r#"[{"entryId":"1","event":1,"contentType":"text/plain"}]"#).is_err());

@@ -6,31 +6,79 @@ use mecha_core::unbuilt::Unbuilt;
 /// A matched API path; parameters are still escaped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route<'p> {
-    Invoke { id: &'p str, method: &'p str },
-    StateGet { store: &'p str, key: &'p str },
-    StateSave { store: &'p str },
-    StateDelete { store: &'p str, key: &'p str },
-    StateBulkGet { store: &'p str },
-    StateTransact { store: &'p str },
-    StateQuery { store: &'p str },
-    Publish { pubsub: &'p str, topic: &'p str },
-    PublishBulk { pubsub: &'p str, topic: &'p str },
-    Binding { name: &'p str },
-    SecretGet { store: &'p str, key: &'p str },
-    SecretList { store: &'p str },
-    ConfigurationGet { store: &'p str },
-    ConfigurationSubscribe { store: &'p str },
-    ConfigurationUnsubscribe { store: &'p str, id: &'p str },
+    Invoke {
+        id: &'p str,
+        method: &'p str,
+    },
+    StateGet {
+        store: &'p str,
+        key: &'p str,
+    },
+    StateSave {
+        store: &'p str,
+    },
+    StateDelete {
+        store: &'p str,
+        key: &'p str,
+    },
+    StateBulkGet {
+        store: &'p str,
+    },
+    StateTransact {
+        store: &'p str,
+    },
+    StateQuery {
+        store: &'p str,
+    },
+    Publish {
+        pubsub: &'p str,
+        topic: &'p str,
+    },
+    PublishBulk {
+        pubsub: &'p str,
+        topic: &'p str,
+    },
+    Binding {
+        name: &'p str,
+    },
+    SecretGet {
+        store: &'p str,
+        key: &'p str,
+    },
+    SecretList {
+        store: &'p str,
+    },
+    ConfigurationGet {
+        store: &'p str,
+    },
+    ConfigurationSubscribe {
+        store: &'p str,
+    },
+    ConfigurationUnsubscribe {
+        store: &'p str,
+        id: &'p str,
+    },
     Metadata,
-    MetadataSet { key: &'p str },
+    MetadataSet {
+        key: &'p str,
+    },
     Health,
     OutboundHealth,
     Shutdown,
-    TryLock { store: &'p str },
-    Unlock { store: &'p str },
-    Unbuilt { what: Unbuilt, name: &'p str },
+    TryLock {
+        store: &'p str,
+    },
+    Unlock {
+        store: &'p str,
+    },
+    Unbuilt {
+        what: Unbuilt,
+        name: &'p str,
+    },
     /// Our own additions below `/v1.0-mecha/`.
-    Mecha { rest: &'p str },
+    Mecha {
+        rest: &'p str,
+    },
 }
 
 /// A route with the API name and version that allow and deny lists speak of.
@@ -125,9 +173,7 @@ pub(super) fn find<'p>(method: &Method, path: &'p str) -> Match<'p> {
             None if !rest.is_empty() => known("configuration", get, Route::ConfigurationGet { store: rest }),
             Some((store, "subscribe")) => known("configuration", get, Route::ConfigurationSubscribe { store }),
             Some((store, tail)) => match tail.split_once('/') {
-                Some((id, "unsubscribe")) => {
-                    known("configuration", get, Route::ConfigurationUnsubscribe { store, id })
-                }
+                Some((id, "unsubscribe")) => known("configuration", get, Route::ConfigurationUnsubscribe { store, id }),
                 _ => Match::None,
             },
             None => Match::None,
@@ -144,9 +190,7 @@ pub(super) fn find<'p>(method: &Method, path: &'p str) -> Match<'p> {
         },
         "shutdown" if stable && rest.is_empty() => known("shutdown", post, Route::Shutdown),
         "lock" if alpha1 && two.is_none() && !rest.is_empty() => known("lock", post, Route::TryLock { store: rest }),
-        "unlock" if alpha1 && two.is_none() && !rest.is_empty() => {
-            known("unlock", post, Route::Unlock { store: rest })
-        }
+        "unlock" if alpha1 && two.is_none() && !rest.is_empty() => known("unlock", post, Route::Unlock { store: rest }),
         "mecha" if version == "mecha" => known("mecha", true, Route::Mecha { rest }),
         _ => unbuilt(method, version, api, rest),
     }
@@ -157,7 +201,11 @@ fn unbuilt<'p>(method: &Method, version: &'static str, api: &str, rest: &'p str)
     let parts: Vec<&str> = rest.split('/').collect();
     let known = |api: &'static str, ok: bool, what: Unbuilt| {
         let name = parts.first().copied().unwrap_or_default();
-        if ok { Match::Known(Matched { api, version, route: Route::Unbuilt { what, name } }) } else { Match::OtherMethod }
+        if ok {
+            Match::Known(Matched { api, version, route: Route::Unbuilt { what, name } })
+        } else {
+            Match::OtherMethod
+        }
     };
     let get = method == Method::GET;
     let delete = method == Method::DELETE;

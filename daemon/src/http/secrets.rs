@@ -9,13 +9,7 @@ use mecha_core::{ApiError, Core, Cx};
 use super::decode::metadata_of_query;
 use super::respond::{Answer, json};
 
-pub(super) async fn get(
-    core: &Core,
-    cx: &Cx,
-    store: &str,
-    key: &str,
-    query: Option<&str>,
-) -> Result<Answer, ApiError> {
+pub(super) async fn get(core: &Core, cx: &Cx, store: &str, key: &str, query: Option<&str>) -> Result<Answer, ApiError> {
     let secret = core.secrets.get(cx, store, key, &metadata_of_query(query)).await?;
     Ok(json(StatusCode::OK, encode(&plain(&secret))))
 }

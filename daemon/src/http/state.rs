@@ -14,13 +14,7 @@ use super::respond::{Answer, JSON, add_metadata, json, no_content};
 use crate::body::OutBody;
 use crate::timestamps::rfc3339;
 
-pub(super) async fn get(
-    core: &Core,
-    cx: &Cx,
-    store: &str,
-    key: &str,
-    query: Option<&str>,
-) -> Result<Answer, ApiError> {
+pub(super) async fn get(core: &Core, cx: &Cx, store: &str, key: &str, query: Option<&str>) -> Result<Answer, ApiError> {
     // A get ignores an unknown consistency, as the incumbent does.
     let asked = consistency(&query_value(query, "consistency").unwrap_or_default()).unwrap_or_default();
     let found = core.state.get(cx, store, key, asked, &metadata_of_query(query)).await?;
@@ -40,7 +34,13 @@ fn item_answer(item: Item) -> Answer {
     res
 }
 
-pub(super) async fn save(core: &Core, cx: &Cx, store: &str, query: Option<&str>, body: Bytes) -> Result<Answer, ApiError> {
+pub(super) async fn save(
+    core: &Core,
+    cx: &Cx,
+    store: &str,
+    query: Option<&str>,
+    body: Bytes,
+) -> Result<Answer, ApiError> {
     let over = metadata_of_query(query);
     let raw: Vec<&RawValue> =
         text(&body).and_then(|t| serde_json::from_str(t).map_err(|e| e.to_string())).map_err(ApiError::malformed)?;
