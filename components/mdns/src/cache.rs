@@ -112,7 +112,10 @@ impl Cache {
     pub(crate) fn note(&mut self, found: &Found, from_here: bool) -> bool {
         let Some(app) = self.0.get_mut(&found.app_id) else { return false };
         if found.gone {
-            app.addresses.retain(|a| a.until.is_none() || a.instance != found.instance);
+            // Containers that share a host name can share the name of an instance, too:
+            // where addresses are told, only those go.
+            let leaves = |a: &Address| found.addresses.is_empty() || found.addresses.contains(&a.at);
+            app.addresses.retain(|a| a.until.is_none() || a.instance != found.instance || !leaves(a));
             return false;
         }
         let now = Instant::now();
@@ -188,6 +191,8 @@ mod tests {
         tokio::time::advance(ADDRESS_TTL / 2).await;
         cache.note(&found("a", "i2", &["10.0.0.2:2"]), false);
         tokio::time::advance(ADDRESS_TTL / 2).await;
+        assert_eq!(get(&mut cache, "a"), ["10.0.0.2:2"]);
+        cache.note(&Found { gone: true, ..found("a", "i2", &["10.0.0.3:3"]) }, false);
         assert_eq!(get(&mut cache, "a"), ["10.0.0.2:2"]);
         cache.note(&Found { gone: true, ..found("a", "i2", &[]) }, false);
         assert!(cache.get("a").is_none());

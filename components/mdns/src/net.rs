@@ -124,6 +124,13 @@ impl Net {
         }
     }
 
+    /// A packet that is there already, if there is one.
+    pub(crate) fn try_receive(&self, buf: &mut [u8]) -> Option<(usize, SocketAddr)> {
+        let sockets = [self.v4.as_ref(), self.v6.as_ref()];
+        let mut waiting = sockets.into_iter().flatten().filter_map(|s| s.try_recv_from(buf).ok());
+        waiting.find(|(_, from)| self.is_near(from.ip()))
+    }
+
     /// Whether `ip` is one of this machine's.
     pub(crate) fn is_own(&self, ip: IpAddr) -> bool {
         ip.is_loopback() || self.interfaces.lock().own.contains(&ip)

@@ -32,6 +32,8 @@ const ECHO_WAIT: Duration = Duration::from_secs(2);
 /// The same question within this time is a copy that came by another interface.
 const COPY: Duration = Duration::from_millis(250);
 const COPIES_KEPT: usize = 32;
+/// Packets that a lookup takes in before it answers from memory.
+const BACKLOG: usize = 256;
 /// Answers a second, so that nobody can make this sidecar flood the network.
 const ANSWERS_PER_SECOND: u32 = 100;
 
@@ -61,7 +63,8 @@ fn warn_no_multicast(why: &str) {
 pub(crate) struct Mdns {
     net: OnceLock<Net>,
     cache: Mutex<Cache>,
-    me: Mutex<Option<Service>>,
+    /// What is announced; one service, but for tests.
+    me: Mutex<Vec<Service>>,
     /// Somebody's address became known.
     news: Notify,
     /// Our own announcement came back.
@@ -137,40 +140,57 @@ impl Mdns {
         let mut buf = vec![0; MAX_PACKET];
         loop {
             let (len, from) = net.receive(&mut buf).await;
-            if let Some((packet, way)) = self.handle(&buf[..len], from, net.is_own(from.ip())) {
-                match way {
-                    Way::Multicast => drop(net.multicast(&packet)),
-                    Way::Unicast | Way::Legacy => net.unicast(&packet, from),
-                }
+            self.take_in(net, &buf[..len], from);
+        }
+    }
+
+    /// Takes in what came while nobody read, so that an app that took its leave is not
+    /// given out from memory.
+    fn catch_up(&self) {
+        let (Some(net), Ok(_turn)) = (self.net.get(), self.reader.try_lock()) else { return };
+        let mut buf = vec![0; MAX_PACKET];
+        for _ in 0..BACKLOG {
+            let Some((len, from)) = net.try_receive(&mut buf) else { break };
+            self.take_in(net, &buf[..len], from);
+        }
+    }
+
+    fn take_in(&self, net: &Net, bytes: &[u8], from: SocketAddr) {
+        for (packet, way) in self.handle(bytes, from, net.is_own(from.ip())) {
+            match way {
+                Way::Multicast => drop(net.multicast(&packet)),
+                Way::Unicast | Way::Legacy => net.unicast(&packet, from),
             }
         }
     }
 
-    /// Takes one packet in; the answer to it, if there is one.
-    fn handle(&self, bytes: &[u8], from: SocketAddr, from_here: bool) -> Option<(Vec<u8>, Way)> {
-        match read(bytes)? {
-            Incoming::Query(query) => {
-                let me = self.me.lock();
-                let me = me.as_ref()?;
-                let (asked, alone) = query.asks(me)?;
-                let way = match (from.port(), alone) {
+    /// Understands one packet; the answers to it.
+    fn handle(&self, bytes: &[u8], from: SocketAddr, from_here: bool) -> Vec<(Vec<u8>, Way)> {
+        match read(bytes) {
+            Some(Incoming::Query(query)) => {
+                let way = |alone| match (from.port(), alone) {
                     (PORT, false) => Way::Multicast,
                     (PORT, true) => Way::Unicast,
                     _ => Way::Legacy,
                 };
-                self.answers.lock().allow(bytes).then(|| (me.answer(asked, way, &query), way))
+                let answer = |me: &Service| {
+                    let (asked, alone) = query.asks(me)?;
+                    Some((me.answer(asked, way(alone), &query), way(alone)))
+                };
+                let answers: Vec<_> = self.me.lock().iter().filter_map(answer).collect();
+                if answers.is_empty() || self.answers.lock().allow(bytes) { answers } else { Vec::new() }
             }
-            Incoming::Found(list) => {
-                let me = self.me.lock().clone();
+            Some(Incoming::Found(list)) => {
                 for found in list {
-                    if me.as_ref().is_some_and(|me| me.is(&found)) {
+                    if self.me.lock().iter().any(|me| me.is(&found)) {
                         self.echo.notify_one();
                     } else if self.cache.lock().note(&found, from_here) {
                         self.news.notify_waiters();
                     }
                 }
-                None
+                Vec::new()
             }
+            None => Vec::new(),
         }
     }
 
@@ -216,6 +236,7 @@ impl Component for Mdns {}
 #[async_trait]
 impl NameResolver for Mdns {
     async fn resolve(&self, target: Target<'_>) -> Result<Vec<Arc<str>>> {
+        self.catch_up();
         if let Some(found) = self.cache.lock().get(target.app_id) {
             return Ok(found);
         }
@@ -234,11 +255,10 @@ impl NameResolver for Mdns {
         let uname = rustix::system::uname();
         let host = uname.nodename().to_string_lossy();
         let service = Service::new(&me.app_id, &host, std::process::id(), address(&me)).map_err(Error::invalid)?;
-        let at = service.socket_addr();
         // Calls to oneself need no network.
-        self.cache.lock().pin(&me.app_id, at);
-        *self.me.lock() = Some(service.clone());
-        let _withdrawn = Withdraw { of: self, app_id: &me.app_id, at };
+        self.cache.lock().pin(&me.app_id, service.socket_addr());
+        self.me.lock().push(service.clone());
+        let _withdrawn = Withdraw { of: self, service: &service };
 
         let mut up = Some(up);
         let mut up = move || {
@@ -301,14 +321,13 @@ impl NameResolver for Mdns {
 /// Forgets our own service when the announcement ends, also when it is dropped.
 struct Withdraw<'a> {
     of: &'a Mdns,
-    app_id: &'a str,
-    at: SocketAddr,
+    service: &'a Service,
 }
 
 impl Drop for Withdraw<'_> {
     fn drop(&mut self) {
-        *self.of.me.lock() = None;
-        self.of.cache.lock().unpin(self.app_id, self.at);
+        self.of.me.lock().retain(|s| s != self.service);
+        self.of.cache.lock().unpin(&self.service.app_id, self.service.socket_addr());
     }
 }
 
