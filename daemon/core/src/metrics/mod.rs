@@ -6,6 +6,7 @@
 //! and its siblings) are looked up when a component is built, so that the hot
 //! path is a few relaxed atomic operations.
 
+mod document;
 mod encode;
 mod family;
 mod names;
@@ -161,21 +162,34 @@ impl MetricsConfig {
 }
 
 impl Metrics {
-    /// Builds all families.
+    /// Builds all families; refuses a configuration with mistakes.
     pub fn new(config: MetricsConfig) -> Result<Self, MetricsError> {
+        let (metrics, mistakes) = Self::lenient(config);
+        match mistakes.into_iter().next() {
+            Some(mistake) => Err(mistake),
+            None => Ok(metrics),
+        }
+    }
+
+    /// Builds all families without the settings that are wrong, and says which
+    /// those are: a bad rule must not keep the daemon from starting.
+    pub fn lenient(config: MetricsConfig) -> (Self, Vec<MetricsError>) {
+        let mut mistakes = Vec::new();
         let latency: Arc<[f64]> = match config.latency_buckets_ms {
             Some(bounds) if !bounds.is_empty() => {
                 let increasing = bounds.windows(2).all(|pair| pair[0] < pair[1]);
-                if !increasing || bounds.iter().any(|bound| !bound.is_finite()) {
-                    return Err(MetricsError::Buckets(bounds));
+                if increasing && bounds.iter().all(|bound| bound.is_finite()) {
+                    bounds.into()
+                } else {
+                    mistakes.push(MetricsError::Buckets(bounds));
+                    LATENCY_MS.into()
                 }
-                bounds.into()
             }
             _ => LATENCY_MS.into(),
         };
         let bytes: Arc<[f64]> = SIZE_BYTES.into();
         let none: Arc<[f64]> = Arc::default();
-        let mut rewrites = compile(&config.rules)?;
+        let mut rewrites = compile(&config.rules, &mut mistakes);
         let families = Metric::ALL
             .iter()
             .map(|metric| {
@@ -186,37 +200,34 @@ impl Metrics {
                     Kind::Counter | Kind::Gauge => &none,
                 };
                 let rules = std::mem::take(&mut rewrites[*metric as usize]).into();
-                Arc::new(Family::new(
-                    desc,
-                    all_labels(desc),
-                    &config.app_id,
-                    Arc::clone(bounds),
-                    rules,
-                    config.series_cap,
-                ))
+                let labels = all_labels(desc);
+                Arc::new(Family::new(desc, labels, &config.app_id, Arc::clone(bounds), rules, config.series_cap))
             })
             .collect();
-        Ok(Self {
+        let (http, bad_patterns) = HttpLabels::lenient(config.http);
+        mistakes.extend(bad_patterns.into_iter().map(MetricsError::Path));
+        let metrics = Self {
             enabled: config.enabled,
             record_error_codes: config.record_error_codes,
             namespace: config.namespace.into(),
-            http: HttpLabels::new(config.http).map_err(MetricsError::Path)?,
+            http,
             families,
-        })
+        };
+        (metrics, mistakes)
     }
 
-    /// As [`Metrics::new`], with the counts of `old` going on wherever app id,
-    /// buckets and rules stayed as they were. Handles made by `old` keep
+    /// As [`Metrics::lenient`], with the counts of `old` going on wherever app
+    /// id, buckets and rules stayed as they were. Handles made by `old` keep
     /// working and feed the same series. Used when the daemon is rebuilt
     /// inside its process.
-    pub fn succeed(old: &Metrics, config: MetricsConfig) -> Result<Self, MetricsError> {
-        let mut new = Self::new(config)?;
+    pub fn succeed(old: &Metrics, config: MetricsConfig) -> (Self, Vec<MetricsError>) {
+        let (mut new, mistakes) = Self::lenient(config);
         for (new, old) in new.families.iter_mut().zip(&old.families) {
             if new.continues(old) {
                 *new = Arc::clone(old);
             }
         }
-        Ok(new)
+        (new, mistakes)
     }
 
     /// A registry whose handles do nothing.
@@ -295,33 +306,40 @@ fn all_labels(desc: Desc) -> Box<[&'static str]> {
 }
 
 /// Rules per metric, in declaration order of [`Metric`].
-fn compile(rules: &[MetricRule]) -> Result<Vec<Vec<Rewrite>>, MetricsError> {
+fn compile(rules: &[MetricRule], mistakes: &mut Vec<MetricsError>) -> Vec<Vec<Rewrite>> {
     let mut all: Vec<Vec<Rewrite>> = Metric::ALL.iter().map(|_| Vec::new()).collect();
     for rule in rules {
         let wanted = normal(&rule.name);
         let Some(metric) = Metric::ALL.iter().find(|metric| normal(metric.desc().path) == wanted) else {
-            return Err(MetricsError::UnknownMetric(rule.name.clone()));
+            mistakes.push(MetricsError::UnknownMetric(rule.name.clone()));
+            continue;
         };
         let labels = all_labels(metric.desc());
         for label in &rule.labels {
             let Some(at) = labels.iter().position(|name| *name == label.name) else {
-                return Err(MetricsError::UnknownLabel {
+                mistakes.push(MetricsError::UnknownLabel {
                     metric: rule.name.clone(),
                     label: label.name.clone(),
                     known: labels.join(", "),
                 });
+                continue;
             };
             for (replacement, pattern) in &label.regex {
-                let pattern = Regex::new(pattern).map_err(|error| MetricsError::Regex {
-                    metric: rule.name.clone(),
-                    label: label.name.clone(),
-                    reason: error.to_string(),
-                })?;
-                all[*metric as usize].push(Rewrite { label: at, pattern, replacement: replacement.as_str().into() });
+                match Regex::new(pattern) {
+                    Ok(pattern) => {
+                        let replacement = replacement.as_str().into();
+                        all[*metric as usize].push(Rewrite { label: at, pattern, replacement });
+                    }
+                    Err(error) => mistakes.push(MetricsError::Regex {
+                        metric: rule.name.clone(),
+                        label: label.name.clone(),
+                        reason: error.to_string(),
+                    }),
+                }
             }
         }
     }
-    Ok(all)
+    all
 }
 
 fn normal(name: &str) -> String {

@@ -59,13 +59,20 @@ impl HttpLabels {
         Self { config: HttpLabelConfig::default(), patterns: Node::default(), has_patterns: false }
     }
 
-    /// Compiles the patterns. The text of an error names the pattern.
+    /// Compiles the patterns; the text of an error names the pattern.
     pub fn new(config: HttpLabelConfig) -> Result<Self, String> {
-        let mut patterns = Node::default();
-        for pattern in &config.path_matching {
-            patterns.insert(pattern)?;
+        let (labels, mistakes) = Self::lenient(config);
+        match mistakes.into_iter().next() {
+            Some(mistake) => Err(mistake),
+            None => Ok(labels),
         }
-        Ok(Self { has_patterns: !config.path_matching.is_empty(), config, patterns })
+    }
+
+    /// Leaves out the patterns that are wrong, and says which.
+    pub(super) fn lenient(config: HttpLabelConfig) -> (Self, Vec<String>) {
+        let mut patterns = Node::default();
+        let mistakes = config.path_matching.iter().filter_map(|pattern| patterns.insert(pattern).err()).collect();
+        (Self { has_patterns: !config.path_matching.is_empty(), config, patterns }, mistakes)
     }
 
     /// Whether real paths are reported, and with them the metrics that exist

@@ -160,7 +160,8 @@ fn counts_go_on_over_a_rebuild_and_old_handles_still_count() {
     publish.record(true, Duration::ZERO);
     let mut config = MetricsConfig::new("shop", "default");
     config.latency_buckets_ms = Some(vec![1.0]);
-    let new = Metrics::succeed(&old, config).unwrap();
+    let (new, mistakes) = Metrics::succeed(&old, config);
+    assert!(mistakes.is_empty());
     publish.record(true, Duration::ZERO);
     new.publish("pubsub", "t").record(true, Duration::from_millis(9));
     let line = &lines(&new, "dapr_component_pubsub_egress_count")[0];
@@ -229,4 +230,58 @@ fn parallel_writers_lose_nothing() {
     assert!(lines(&metrics, "dapr_grpc_io_server_completed_rpcs")[0].ends_with(" 4000"));
     let latency = lines(&metrics, "dapr_grpc_io_server_server_latency");
     assert!(latency.iter().any(|line| line.contains("_sum{") && line.ends_with(" 4000")));
+}
+
+#[test]
+fn mistakes_cost_the_setting_not_the_start() {
+    let rule = |name: &str, label: &str, pattern: &str| MetricRule {
+        name: name.into(),
+        labels: vec![LabelRule { name: label.into(), regex: vec![("x".into(), pattern.into())] }],
+    };
+    let mut config = MetricsConfig::new("shop", "default");
+    config.latency_buckets_ms = Some(vec![2.0, 1.0]);
+    config.http.path_matching = vec!["no-slash".into(), "/orders/{id}".into()];
+    config.rules = vec![
+        rule("runtime/actor/timers", "actor_type", "a"),
+        rule("component/state/count", "store", "a"),
+        rule("component/state/count", "component", "("),
+        rule("component/state/count", "component", "^st.*$"),
+    ];
+    let (metrics, mistakes) = Metrics::lenient(config);
+    assert_eq!(mistakes.len(), 5, "{mistakes:?}");
+    metrics.operation(OpBlock::State, "statestore", "get").record(true, Duration::from_millis(9));
+    assert!(lines(&metrics, "dapr_component_state_count")[0].contains(r#"component="x""#));
+    assert_eq!(lines(&metrics, "dapr_component_state_latencies_bucket").len(), LATENCY_MS.len() + 1);
+    assert_eq!(metrics.http_labels().path(PathSide::App, "/orders/7"), "/orders/{id}");
+}
+
+#[test]
+fn the_configuration_document_is_taken_over() {
+    let document = mecha_resources::Metrics {
+        enabled: Some(false),
+        record_error_codes: Some(true),
+        latency_distribution_buckets: vec![5, 50],
+        http: Some(mecha_resources::HttpMetrics {
+            increased_cardinality: Some(false),
+            path_matching: vec!["/a".into()],
+            exclude_verbs: Some(true),
+        }),
+        rules: vec![mecha_resources::MetricRule {
+            name: "r".into(),
+            labels: vec![mecha_resources::MetricLabel {
+                name: "l".into(),
+                regex: [("new".to_owned(), "old".to_owned())].into(),
+            }],
+        }],
+        workflow: None,
+    };
+    let config = MetricsConfig::new("shop", "default").with_document(&document);
+    assert!(!config.enabled && config.record_error_codes);
+    assert_eq!(config.latency_buckets_ms, Some(vec![5.0, 50.0]));
+    assert!(!config.http.increased_cardinality && config.http.exclude_verbs);
+    assert_eq!(config.http.path_matching, ["/a"]);
+    assert_eq!(config.rules[0].labels[0].regex, [("new".to_owned(), "old".to_owned())]);
+    let plain = MetricsConfig::new("shop", "default").with_document(&mecha_resources::Metrics::default());
+    assert!(plain.enabled && !plain.record_error_codes && plain.http.increased_cardinality);
+    assert_eq!(plain.latency_buckets_ms, None);
 }
