@@ -42,7 +42,7 @@ pub const CASES: &[Case<dyn PubSubBench, PubSubProfile>] = table![Desk::new;
     the_subscription_says_when_it_is_in_place: any,
     every_byte_is_delivered: any,
     an_empty_payload_is_delivered: any,
-    one_mebibyte_is_delivered: any,
+    one_megabyte_is_delivered: any,
     topics_are_separate: any,
     one_subscriber_of_two_topics_gets_both: any,
     publishing_without_subscribers_succeeds: any,
@@ -171,7 +171,7 @@ async fn an_empty_payload_is_delivered(d: Desk) -> Outcome {
     deliver_exactly(&d, b"").await
 }
 
-async fn one_mebibyte_is_delivered(d: Desk) -> Outcome {
+async fn one_megabyte_is_delivered(d: Desk) -> Outcome {
     let data: Vec<u8> = (0..1_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     deliver_exactly(&d, &data).await
 }

@@ -1,0 +1,255 @@
+//! The manifest: what is tried, and what it declares.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use mecha_components_api::{Metadata, PubSubCaps, SecretCaps, StateCaps};
+use mecha_testkit::{PubSubProfile, ResolverProfile, StateProfile};
+use serde::Deserialize;
+
+/// All entries.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Manifest {
+    #[serde(default)]
+    pub(crate) state: Vec<StateEntry>,
+    #[serde(default)]
+    pub(crate) pubsub: Vec<PubSubEntry>,
+    #[serde(default)]
+    pub(crate) secrets: Vec<SecretEntry>,
+    #[serde(default)]
+    pub(crate) output: Vec<OutputEntry>,
+    #[serde(default)]
+    pub(crate) resolver: Vec<ResolverEntry>,
+}
+
+/// How an instance is made.
+#[derive(Clone, Debug)]
+pub(crate) struct Recipe {
+    pub(crate) name: String,
+    pub(crate) kind: String,
+    pub(crate) version: String,
+    pub(crate) metadata: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StateEntry {
+    name: String,
+    kind: String,
+    #[serde(default)]
+    version: String,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    caps: Vec<String>,
+    #[serde(default)]
+    bulk: bool,
+    #[serde(default)]
+    list: bool,
+    #[serde(default = "yes")]
+    exact_json: bool,
+    #[serde(default = "yes")]
+    absent_etag_conflicts: bool,
+    pub(crate) fronts: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PubSubEntry {
+    name: String,
+    kind: String,
+    #[serde(default)]
+    version: String,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    caps: Vec<String>,
+    #[serde(default)]
+    durable: bool,
+    #[serde(default)]
+    redelivers: bool,
+    #[serde(default)]
+    groups: bool,
+    #[serde(default)]
+    ordered: bool,
+    #[serde(default)]
+    keeps_metadata: bool,
+    #[serde(default)]
+    pub(crate) one_instance: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SecretEntry {
+    name: String,
+    kind: String,
+    #[serde(default)]
+    version: String,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    caps: Vec<String>,
+    /// Files to write into `{dir}` first.
+    #[serde(default)]
+    pub(crate) files: BTreeMap<String, String>,
+    pub(crate) known: BTreeMap<String, BTreeMap<String, String>>,
+    #[serde(default)]
+    pub(crate) unknown_is_empty: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OutputEntry {
+    name: String,
+    kind: String,
+    #[serde(default)]
+    version: String,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    pub(crate) operations: Vec<String>,
+    #[serde(default)]
+    pub(crate) object_key: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ResolverEntry {
+    name: String,
+    kind: String,
+    #[serde(default)]
+    version: String,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    announces: bool,
+    knows_absence: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+macro_rules! recipe {
+    ($($entry:ident),+) => {
+        $(impl $entry {
+            /// How an instance is made.
+            pub(crate) fn recipe(&self) -> Recipe {
+                Recipe {
+                    name: self.name.clone(),
+                    kind: self.kind.clone(),
+                    version: self.version.clone(),
+                    metadata: self.metadata.clone(),
+                }
+            }
+        })+
+    };
+}
+
+recipe!(StateEntry, PubSubEntry, SecretEntry, OutputEntry, ResolverEntry);
+
+impl Manifest {
+    /// The manifest of this repository.
+    pub(crate) fn load() -> Self {
+        toml::from_str(include_str!("manifest.toml")).unwrap_or_else(|e| panic!("conformance/manifest.toml: {e}"))
+    }
+}
+
+impl Recipe {
+    /// The environment variables that are needed and not set.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        let names = self.metadata.values().flat_map(|v| variables(v));
+        names.filter(|n| std::env::var_os(n).is_none()).collect()
+    }
+
+    /// Its metadata for an instance that lives in `dir`.
+    pub(crate) fn metadata(&self, dir: &Path) -> Metadata {
+        self.metadata.iter().map(|(k, v)| (k.clone(), fill(v, dir))).collect()
+    }
+}
+
+/// Puts the folder and the environment into a value.
+pub(crate) fn fill(text: &str, dir: &Path) -> String {
+    let mut text = text.replace("{dir}", &dir.to_string_lossy());
+    for name in variables(&text) {
+        text = text.replace(&format!("{{env:{name}}}"), &std::env::var(&name).unwrap_or_default());
+    }
+    text
+}
+
+fn variables(text: &str) -> Vec<String> {
+    text.split("{env:").skip(1).filter_map(|rest| rest.split_once('}')).map(|(name, _)| name.to_owned()).collect()
+}
+
+/// Takes `known` names out of `caps`; the rest is a mistake in the manifest.
+struct Named<'a>(Vec<&'a str>);
+
+impl<'a> Named<'a> {
+    fn new(caps: &'a [String]) -> Self {
+        Self(caps.iter().map(String::as_str).collect())
+    }
+
+    fn take(&mut self, name: &str) -> bool {
+        let before = self.0.len();
+        self.0.retain(|c| *c != name);
+        self.0.len() != before
+    }
+
+    fn done(self, entry: &str) {
+        assert!(self.0.is_empty(), "conformance/manifest.toml: '{entry}' declares unknown capabilities {:?}", self.0);
+    }
+}
+
+impl StateEntry {
+    pub(crate) fn profile(&self) -> StateProfile {
+        let mut named = Named::new(&self.caps);
+        let profile = StateProfile {
+            caps: StateCaps {
+                etag: named.take("ETAG"),
+                ttl: named.take("TTL"),
+                delete_with_prefix: named.take("DELETE_WITH_PREFIX"),
+                keys_like: named.take("KEYS_LIKE"),
+                actor: named.take("ACTOR"),
+            },
+            transactional: named.take("TRANSACTIONAL"),
+            query: named.take("QUERY_API"),
+            bulk: self.bulk,
+            list: self.list,
+            exact_json: self.exact_json,
+            absent_etag_conflicts: self.absent_etag_conflicts,
+        };
+        named.done(&self.name);
+        profile
+    }
+}
+
+impl PubSubEntry {
+    pub(crate) fn profile(&self) -> PubSubProfile {
+        let mut named = Named::new(&self.caps);
+        let profile = PubSubProfile {
+            caps: PubSubCaps {
+                subscribe_wildcards: named.take("SUBSCRIBE_WILDCARDS"),
+                message_ttl: named.take("MESSAGE_TTL"),
+                bulk: named.take("BULK_PUBSUB"),
+                durable: self.durable,
+                redelivers: self.redelivers,
+            },
+            groups: self.groups,
+            ordered: self.ordered,
+            keeps_metadata: self.keeps_metadata,
+        };
+        named.done(&self.name);
+        profile
+    }
+}
+
+impl SecretEntry {
+    pub(crate) fn profile(&self) -> SecretCaps {
+        let mut named = Named::new(&self.caps);
+        let caps = SecretCaps { multiple_keys: named.take("MULTIPLE_KEY_VALUES_PER_SECRET") };
+        named.done(&self.name);
+        caps
+    }
+}
+
+impl ResolverEntry {
+    pub(crate) fn profile(&self) -> ResolverProfile {
+        ResolverProfile { announces: self.announces, knows_absence: self.knows_absence }
+    }
+}
