@@ -96,7 +96,7 @@ pub struct BulkOptions {
 }
 
 /// A CloudEvent (or raw message) on its way to the app.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct TopicEvent {
     /// Pub/sub component.
     pub pubsub: String,
@@ -108,21 +108,28 @@ pub struct TopicEvent {
     pub body: Bytes,
     /// Content type of `body`.
     pub content_type: &'static str,
-    /// The event as a JSON object, for gRPC apps.
+    /// The event's attributes as a JSON object; filled for gRPC apps and streams only.
     pub event: serde_json::Map<String, serde_json::Value>,
-    /// Message metadata.
+    /// JSON text of the member `data`, with the publisher's digits, which a number of
+    /// `event["data"]` may have lost. Filled where `event` is.
+    pub data: Option<Bytes>,
+    /// Message metadata as the broker gave it; HTTP adds `pubsubName`.
     pub metadata: Metadata,
     /// Trace context of the delivery.
     pub trace: TraceHeaders,
 }
 
 /// One entry of a bulk delivery.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct BulkEventEntry {
     /// Unique within the bulk.
     pub entry_id: String,
-    /// The event; `None` for raw messages.
+    /// The event; `None` for raw messages. Filled for gRPC apps, empty for HTTP apps.
     pub event: Option<serde_json::Map<String, serde_json::Value>>,
+    /// See [`TopicEvent::data`].
+    pub data: Option<Bytes>,
+    /// Whether `body` is raw bytes rather than a CloudEvent.
+    pub raw: bool,
     /// Serialized CloudEvent, or the raw bytes.
     pub body: Bytes,
     /// Content type of `body`.
@@ -132,7 +139,7 @@ pub struct BulkEventEntry {
 }
 
 /// Several messages in one call.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct BulkTopicEvent {
     /// Random id of the call.
     pub id: String,
@@ -229,7 +236,7 @@ pub trait AppChannel: Send + Sync + fmt::Debug + 'static {
     async fn subscriptions(&self) -> Result<Option<Vec<AppSubscription>>, AppError>;
 
     /// Delivers one event. An answer that is a verdict is `Ok`; anything else is `Err`
-    /// and counts as retry.
+    /// and counts as retry, but for HTTP status 404, which drops the event.
     async fn topic_event(&self, event: &TopicEvent) -> Result<AppVerdict, AppError>;
 
     /// Delivers several events; one verdict per entry, in the order of the entries.

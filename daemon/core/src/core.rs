@@ -102,7 +102,8 @@ impl Core {
         let tasks = Tasks::new();
         Self {
             state: StateApi::new(store.clone(), me.clone()),
-            pubsub: PubSubApi::new(store.clone(), me.clone(), metrics.clone(), tracer.clone(), tasks.clone()),
+            pubsub: PubSubApi::new(store.clone(), me.clone(), metrics.clone(), tracer.clone(), tasks.clone())
+                .with_app(app.clone()),
             output: OutputApi::new(store.clone()),
             secrets: SecretsApi::new(store.clone()),
             configuration: ConfigurationApi::new(store.clone(), tasks.clone()),

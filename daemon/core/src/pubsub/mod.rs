@@ -1,14 +1,33 @@
 //! The pub/sub API: publishing, and the subscriptions that deliver to the app.
 
+mod bulk;
+mod busy;
+mod check;
+mod content;
+mod envelope;
+mod errors;
+mod event;
+mod line;
+mod members;
+mod publish;
+mod quiet;
+mod route;
+mod run;
 pub mod scopes;
+mod sources;
+mod stream;
+mod subscriptions;
+mod target;
+#[cfg(test)]
+mod testing;
+mod time;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mecha_components_api::Metadata;
-use tokio::sync::mpsc;
+use mecha_components_api::{Clock, Metadata, SystemClock};
 
-use crate::app::{AppSubscription, AppVerdict, TopicEvent};
+use crate::app::{AppChannel, AppSubscription, TopicEvent};
 use crate::cx::Cx;
 use crate::error::ApiError;
 use crate::identity::Identity;
@@ -16,6 +35,11 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::trace::Tracer;
+
+pub use sources::{ask_app, bulk_options, from_document};
+pub use stream::{StreamSubscription, StreamVerdicts};
+use subscriptions::Parts;
+pub use subscriptions::{DeliveryPolicy, Subscriptions, Swap};
 
 /// One event to publish.
 #[derive(Clone, Debug)]
@@ -87,6 +111,18 @@ pub enum Source {
     Streaming,
 }
 
+impl Source {
+    /// Word for logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Declarative => "declarative",
+            Self::Programmatic => "programmatic",
+            Self::Streaming => "streaming",
+        }
+    }
+}
+
 /// The pub/sub API.
 #[derive(Debug)]
 pub struct PubSubApi {
@@ -94,66 +130,64 @@ pub struct PubSubApi {
     me: Arc<Identity>,
     metrics: Arc<Metrics>,
     tracer: Tracer,
-    tasks: Tasks,
-}
-
-/// An open stream: events come out, verdicts go in. Dropping it ends the subscription; events
-/// without a verdict are redelivered.
-#[derive(Debug)]
-pub struct StreamSubscription {
-    /// The events.
-    pub events: mpsc::Receiver<StreamEvent>,
-}
-
-impl StreamSubscription {
-    /// Takes the client's verdict on one event. `false` when the id is unknown.
-    pub fn processed(&self, _id: &str, _verdict: AppVerdict) -> bool {
-        false
-    }
+    clock: Arc<dyn Clock>,
+    subscriptions: Arc<Subscriptions>,
 }
 
 impl PubSubApi {
     /// The API over the live snapshot.
     #[must_use]
     pub fn new(store: Arc<Store>, me: Arc<Identity>, metrics: Arc<Metrics>, tracer: Tracer, tasks: Tasks) -> Self {
-        Self { store, me, metrics, tracer, tasks }
+        Self::with_clock(store, me, metrics, tracer, tasks, Arc::new(SystemClock))
     }
 
-    /// Publishes one event; `Ok` after the broker confirmed.
-    ///
-    /// # Errors
-    /// Bad input, a scope that forbids it, or the broker's failure.
-    pub async fn publish(&self, _cx: &Cx, _req: PublishRequest) -> Result<(), ApiError> {
-        let _ = (&self.store, &self.me, &self.metrics, &self.tracer, &self.tasks);
-        Err(ApiError::unimplemented())
+    /// Like [`PubSubApi::new`], with a clock for event times and expiry.
+    #[must_use]
+    pub fn with_clock(
+        store: Arc<Store>,
+        me: Arc<Identity>,
+        metrics: Arc<Metrics>,
+        tracer: Tracer,
+        tasks: Tasks,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let subscriptions = Arc::new(Subscriptions::new(Parts {
+            store: store.clone(),
+            app_id: me.app_id.clone(),
+            metrics: metrics.clone(),
+            tracer: tracer.clone(),
+            tasks,
+            clock: clock.clone(),
+        }));
+        Self { store, me, metrics, tracer, clock, subscriptions }
     }
 
-    /// Publishes several events, each with its own envelope. What is not in the answer is stored.
-    ///
-    /// # Errors
-    /// Input that concerns the whole request.
-    pub async fn publish_bulk(
-        &self,
-        _cx: &Cx,
-        _pubsub: &str,
-        _topic: &str,
-        _entries: Vec<BulkPublishEntry>,
-        _metadata: Metadata,
-    ) -> Result<Vec<FailedEntry>, ApiError> {
-        Err(ApiError::unimplemented())
+    /// Sets who takes the events of subscriptions.
+    #[must_use]
+    pub fn with_app(self, app: Option<Arc<dyn AppChannel>>) -> Self {
+        if let Some(app) = app {
+            self.subscriptions.set_app(app);
+        }
+        self
     }
 
-    /// Opens a streaming subscription.
+    /// Opens a streaming subscription; it is in place when this returns.
     ///
     /// # Errors
-    /// Unknown component, or a scope that forbids it.
-    pub async fn stream(&self, _cx: &Cx, _req: StreamRequest) -> Result<StreamSubscription, ApiError> {
-        Err(ApiError::unimplemented())
+    /// Unknown component, a scope that forbids it, or the broker's failure.
+    pub async fn stream(&self, _cx: &Cx, req: StreamRequest) -> Result<StreamSubscription, ApiError> {
+        self.subscriptions.stream(req).await
     }
 
     /// The subscriptions that are on, for the metadata API.
     #[must_use]
     pub fn subscriptions(&self) -> Vec<(AppSubscription, Source)> {
-        Vec::new()
+        self.subscriptions.list()
+    }
+
+    /// Starts, stops and moves subscriptions.
+    #[must_use]
+    pub fn manager(&self) -> &Arc<Subscriptions> {
+        &self.subscriptions
     }
 }

@@ -1,0 +1,502 @@
+//! All subscriptions of this sidecar.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use mecha_components_api::{Clock, ErrorKind};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use super::busy::Busy;
+use super::check::raw_payload;
+use super::errors::Place;
+use super::line::{Counts, Line, Progress};
+use super::quiet::Quiet;
+use super::route::Routes;
+use super::run::Run;
+use super::sources::{Wanted, select};
+use super::stream::{StreamSubscription, Wire};
+use super::target::Target;
+use super::{Source, StreamRequest};
+use crate::app::{AppChannel, AppSubscription};
+use crate::codes::Code;
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+use crate::policies::Guarded;
+use crate::store::{Found, PubSubHandle, Store};
+use crate::tasks::Tasks;
+use crate::trace::Tracer;
+
+/// How long a start waits for the brokers before it says who is subscribed.
+const START_WAIT: Duration = Duration::from_secs(5);
+/// How long a client waits for its stream.
+const STREAM_WAIT: Duration = Duration::from_secs(10);
+
+/// The `inbound` policy of a pub/sub component.
+pub type DeliveryPolicy = Arc<dyn Fn(&str) -> Guarded + Send + Sync>;
+
+/// What every subscription is made of.
+pub(super) struct Parts {
+    pub store: Arc<Store>,
+    pub app_id: Arc<str>,
+    pub metrics: Arc<Metrics>,
+    pub tracer: Tracer,
+    pub tasks: Tasks,
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Owner of all subscriptions. One operation at a time.
+pub struct Subscriptions {
+    parts: Parts,
+    app: OnceLock<Arc<dyn AppChannel>>,
+    policy: RwLock<Option<DeliveryPolicy>>,
+    state: Mutex<State>,
+    /// Held while runs are started or stopped, never while they are read.
+    turn: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    declarative: Vec<AppSubscription>,
+    programmatic: Vec<AppSubscription>,
+    wanted: Vec<Wanted>,
+    phase: Phase,
+    runs: HashMap<Key, Entry>,
+    streams: HashMap<u64, Stream>,
+    next_stream: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    /// Not started, or paused.
+    #[default]
+    Still,
+    Running,
+    Stopped,
+}
+
+type Key = (String, String);
+
+struct Entry {
+    sub: Arc<AppSubscription>,
+    run: Run,
+}
+
+struct Stream {
+    sub: Arc<AppSubscription>,
+    wire: Arc<Wire>,
+    run: Run,
+}
+
+/// Which subscription a run belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Slot {
+    App(Key),
+    Stream(u64),
+}
+
+/// A pub/sub component on its way from one instance to the next. Both deliver until it ends.
+/// Dropping it stops the old instance's subscriptions without waiting.
+#[must_use = "the old subscriptions go on until the swap is finished"]
+pub struct Swap {
+    owner: Arc<Subscriptions>,
+    old: Vec<(Slot, Run)>,
+    attached: bool,
+}
+
+impl fmt::Debug for Subscriptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock();
+        f.debug_struct("Subscriptions")
+            .field("phase", &state.phase)
+            .field("runs", &state.runs.len())
+            .field("streams", &state.streams.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Swap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Swap").field("old", &self.old.len()).field("attached", &self.attached).finish_non_exhaustive()
+    }
+}
+
+impl Subscriptions {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            app: OnceLock::new(),
+            policy: RwLock::default(),
+            state: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Sets who takes the events; only the first call counts.
+    pub fn set_app(&self, app: Arc<dyn AppChannel>) {
+        let _ = self.app.set(app);
+    }
+
+    /// Sets the `inbound` policies. Subscriptions that are started later use them.
+    pub fn set_policy(&self, policy: DeliveryPolicy) {
+        *self.policy.write() = Some(policy);
+    }
+
+    /// Starts what documents and the app ask for, and waits (5 s at most) until the brokers
+    /// have it in place. What fails to start is tried again for ever.
+    pub async fn start(&self, declarative: Vec<AppSubscription>, programmatic: Vec<AppSubscription>) {
+        let _turn = self.turn.lock().await;
+        {
+            let mut state = self.state.lock();
+            if state.phase == Phase::Stopped {
+                return;
+            }
+            state.phase = Phase::Running;
+            state.declarative = declarative;
+            state.programmatic = programmatic;
+        }
+        self.reconcile().await;
+        self.say_topics();
+    }
+
+    /// Replaces the declarative subscriptions: new ones start before old ones stop.
+    pub async fn set_declarative(&self, declarative: Vec<AppSubscription>) {
+        let _turn = self.turn.lock().await;
+        self.state.lock().declarative = declarative;
+        self.reconcile().await;
+    }
+
+    /// Stops taking events for the app, because it is not well. Events in flight finish;
+    /// failures among them cost nothing. Streams go on. Does not wait.
+    pub fn pause(&self) {
+        let runs = {
+            let mut state = self.state.lock();
+            if state.phase != Phase::Running {
+                return;
+            }
+            state.phase = Phase::Still;
+            std::mem::take(&mut state.runs)
+        };
+        tracing::debug!(target: "dapr.runtime", "paused {} subscriptions", runs.len());
+    }
+
+    /// Takes events for the app again.
+    pub async fn resume(&self) {
+        let _turn = self.turn.lock().await;
+        {
+            let mut state = self.state.lock();
+            if state.phase != Phase::Still {
+                return;
+            }
+            state.phase = Phase::Running;
+        }
+        self.reconcile().await;
+    }
+
+    /// Stops everything for good, streams too: no new events, those in flight finish within
+    /// `drain`, the others go back to the broker. Whether all finished.
+    pub async fn stop(&self, drain: Duration) -> bool {
+        let (runs, streams) = {
+            let mut state = self.state.lock();
+            state.phase = Phase::Stopped;
+            (std::mem::take(&mut state.runs), std::mem::take(&mut state.streams))
+        };
+        let all: Vec<Run> = runs.into_values().map(|e| e.run).chain(streams.into_values().map(|s| s.run)).collect();
+        all.iter().for_each(Run::begin_stop);
+        join_all(all.iter().map(|run| run.stop(drain))).await.into_iter().all(|finished| finished)
+    }
+
+    /// Stops the subscriptions of one pub/sub component, which is about to go. They stay
+    /// wanted: [`Subscriptions::replace`] starts them on the next instance.
+    pub async fn remove(&self, pubsub: &str, drain: Duration) -> bool {
+        let _turn = self.turn.lock().await;
+        let runs = self.take(pubsub);
+        join_all(runs.iter().map(|(_, run)| run.stop(drain))).await.into_iter().all(|finished| finished)
+    }
+
+    /// Starts every wanted subscription of a component on its next instance, beside the old
+    /// ones, and waits until they are in place, `limit` at most. Then let publishers switch,
+    /// and finish the swap.
+    pub async fn replace(self: &Arc<Self>, new: Arc<PubSubHandle>, limit: Duration) -> Swap {
+        let _turn = self.turn.lock().await;
+        let pubsub = new.info.name.clone();
+        let mut old = self.take(&pubsub);
+        let wanted: Vec<(Slot, Arc<AppSubscription>, Option<Arc<Wire>>)> = {
+            let state = self.state.lock();
+            let apps = state.wanted.iter().filter(|w| state.phase == Phase::Running && *w.sub.pubsub == *pubsub);
+            let apps = apps.map(|w| (Slot::App(key(&w.sub)), w.sub.clone(), None));
+            let streams = state.streams.iter().filter(|(_, s)| *s.sub.pubsub == *pubsub);
+            apps.chain(streams.map(|(id, s)| (Slot::Stream(*id), s.sub.clone(), Some(s.wire.clone())))).collect()
+        };
+        let mut started = Vec::new();
+        for (slot, sub, wire) in wanted {
+            let target = match wire {
+                Some(wire) => Some((Target::Stream(wire), Routes::to("/"))),
+                None => self.app_target(&sub),
+            };
+            if let Some((target, routes)) = target
+                && let Some(run) = self.launch(&sub, new.clone(), target, routes)
+            {
+                started.push((slot, sub, run));
+            }
+        }
+        let attached = join_all(started.iter().map(|(_, _, run)| run.attached(limit))).await.iter().all(Result::is_ok);
+        let mut state = self.state.lock();
+        for (slot, sub, run) in started {
+            // A stream that `take` left in its place hands its old run over here.
+            let before = match &slot {
+                Slot::App(key) => state.runs.insert(key.clone(), Entry { sub, run }).map(|e| e.run),
+                Slot::Stream(id) => state.streams.get_mut(id).map(|stream| std::mem::replace(&mut stream.run, run)),
+            };
+            old.extend(before.map(|run| (slot, run)));
+        }
+        drop(state);
+        Swap { owner: self.clone(), old, attached }
+    }
+
+    /// The subscriptions that are on, for the metadata API.
+    #[must_use]
+    pub fn list(&self) -> Vec<(AppSubscription, Source)> {
+        let state = self.state.lock();
+        let apps = state.wanted.iter().map(|w| (AppSubscription::clone(&w.sub), w.source));
+        let mut streams: Vec<_> = state.streams.iter().collect();
+        streams.sort_by_key(|(id, _)| **id);
+        apps.chain(streams.into_iter().map(|(_, s)| (AppSubscription::clone(&s.sub), Source::Streaming))).collect()
+    }
+
+    /// Opens a stream and waits until it is in place.
+    pub(super) async fn stream(self: &Arc<Self>, req: StreamRequest) -> Result<StreamSubscription, ApiError> {
+        let parts = &self.parts;
+        let place = Place { app_id: &parts.app_id, pubsub: &req.pubsub, topic: &req.topic };
+        if req.pubsub.is_empty() {
+            return Err(place.name_empty());
+        }
+        let handle = match parts.store.pubsub(&req.pubsub) {
+            Found::Running(handle) => handle,
+            Found::Degraded(cause) => return Err(place.degraded(&cause)),
+            Found::Unknown | Found::NoneConfigured => return Err(place.not_found()),
+        };
+        if req.topic.is_empty() {
+            return Err(place.topic_empty());
+        }
+        if !handle.extra.scopes.may_subscribe(&req.topic) {
+            return Err(place.forbidden());
+        }
+        if self.state.lock().phase == Phase::Stopped {
+            return Err(failed(&req, "the sidecar is stopping"));
+        }
+        let sub = Arc::new(AppSubscription {
+            pubsub: req.pubsub.clone(),
+            topic: req.topic.clone(),
+            metadata: req.metadata.clone(),
+            rules: Vec::new(),
+            default_route: Some("/".into()),
+            dead_letter_topic: req.dead_letter_topic.clone().filter(|t| !t.is_empty()),
+            bulk: None,
+        });
+        let (wire, events) = Wire::open();
+        let run = self.launch(&sub, handle, Target::Stream(wire.clone()), Routes::to("/"));
+        let run = run.ok_or_else(|| failed(&req, "the subscription is not allowed"))?;
+        if let Err(e) = run.attached(STREAM_WAIT).await {
+            return Err(failed(&req, &e));
+        }
+        let mut state = self.state.lock();
+        if state.phase == Phase::Stopped {
+            return Err(failed(&req, "the sidecar is stopping"));
+        }
+        let id = state.next_stream;
+        state.next_stream += 1;
+        state.streams.insert(id, Stream { sub, wire: wire.clone(), run });
+        let owner = Arc::downgrade(self);
+        Ok(wire.client(events, move || {
+            if let Some(owner) = owner.upgrade() {
+                // Outside the lock: a run that is dropped stops its subscription.
+                let closed = owner.state.lock().streams.remove(&id);
+                drop(closed);
+            }
+        }))
+    }
+
+    /// Brings what runs in line with what is wanted.
+    async fn reconcile(&self) {
+        let (missing, mut surplus) = {
+            let mut state = self.state.lock();
+            state.wanted = select(&state.declarative, &state.programmatic);
+            if state.phase != Phase::Running {
+                return;
+            }
+            let wanted: HashMap<Key, Arc<AppSubscription>> =
+                state.wanted.iter().map(|w| (key(&w.sub), w.sub.clone())).collect();
+            let surplus: Vec<Run> = {
+                let gone: Vec<Key> = state.runs.keys().filter(|k| !wanted.contains_key(*k)).cloned().collect();
+                gone.iter().filter_map(|k| state.runs.remove(k)).map(|e| e.run).collect()
+            };
+            let order = state.wanted.iter().map(|w| w.sub.clone());
+            let missing: Vec<_> =
+                order.filter(|sub| state.runs.get(&key(sub)).is_none_or(|entry| entry.sub != *sub)).collect();
+            (missing, surplus)
+        };
+        let mut started = Vec::new();
+        for sub in missing {
+            if let Some((target, routes)) = self.app_target(&sub)
+                && let Some(handle) = self.find(&sub)
+                && let Some(run) = self.launch(&sub, handle, target, routes)
+            {
+                started.push((sub, run));
+            }
+        }
+        join_all(started.iter().map(|(_, run)| run.attached(START_WAIT))).await;
+        let mut state = self.state.lock();
+        if state.phase == Phase::Running {
+            for (sub, run) in started {
+                surplus.extend(state.runs.insert(key(&sub), Entry { sub, run }).map(|e| e.run));
+            }
+        }
+        drop(state);
+        // Their tasks drain them; nobody has to wait.
+        drop(surplus);
+    }
+
+    fn app_target(&self, sub: &AppSubscription) -> Option<(Target, Routes)> {
+        let app = self.app.get()?.clone();
+        // Checked when it was selected.
+        let routes = Routes::compile(sub).ok()?;
+        Some((Target::App(app), routes))
+    }
+
+    fn find(&self, sub: &AppSubscription) -> Option<Arc<PubSubHandle>> {
+        let cause = match self.parts.store.pubsub(&sub.pubsub) {
+            Found::Running(handle) => return Some(handle),
+            Found::Degraded(cause) => format!("pubsub {} is not ready: {cause}", sub.pubsub),
+            Found::Unknown | Found::NoneConfigured => format!("pubsub {} is not found", sub.pubsub),
+        };
+        tracing::error!(
+            target: "dapr.runtime",
+            "Failed to start subscription for pubsub {}, topic {}: {cause}",
+            sub.pubsub, sub.topic,
+        );
+        None
+    }
+
+    fn launch(&self, sub: &AppSubscription, handle: Arc<PubSubHandle>, target: Target, routes: Routes) -> Option<Run> {
+        let parts = &self.parts;
+        if !handle.extra.scopes.may_subscribe(&sub.topic) {
+            tracing::warn!(
+                target: "dapr.runtime",
+                "subscription to topic '{}' on pubsub '{}' is not allowed",
+                sub.topic, sub.pubsub,
+            );
+            return None;
+        }
+        let guarded = self.policy.read().as_ref().map(|policy| policy(&sub.pubsub)).unwrap_or_default();
+        let stopping = parts.tasks.stopping().child_token();
+        let line = Arc::new(Line {
+            pubsub: sub.pubsub.as_str().into(),
+            topic: sub.topic.as_str().into(),
+            handle,
+            routes,
+            raw: raw_payload(&sub.metadata),
+            dead_letter: sub.dead_letter_topic.clone(),
+            guarded,
+            target,
+            metrics: parts.metrics.clone(),
+            counts: sub.bulk.is_none().then(|| Counts::new(&parts.metrics, &sub.pubsub, &sub.topic)),
+            tracer: parts.tracer.clone(),
+            clock: parts.clock.clone(),
+            quiet: Quiet::default(),
+            stopping,
+            kill: tokio_util::sync::CancellationToken::new(),
+            progress: watch::Sender::new(Progress::Starting),
+            busy: Busy::default(),
+        });
+        Some(Run::spawn(&parts.tasks, line, sub))
+    }
+
+    /// Takes the app's runs of one component off the list.
+    fn take(&self, pubsub: &str) -> Vec<(Slot, Run)> {
+        let mut state = self.state.lock();
+        let keys: Vec<Key> = state.runs.keys().filter(|(p, _)| p == pubsub).cloned().collect();
+        keys.into_iter().filter_map(|k| state.runs.remove(&k).map(|e| (Slot::App(k), e.run))).collect()
+    }
+
+    fn say_topics(&self) {
+        let state = self.state.lock();
+        let mut by_pubsub: Vec<(&str, Vec<&str>)> = Vec::new();
+        for w in state.wanted.iter().filter(|w| state.runs.contains_key(&key(&w.sub))) {
+            match by_pubsub.iter_mut().find(|(pubsub, _)| *pubsub == w.sub.pubsub) {
+                Some((_, topics)) => topics.push(&w.sub.topic),
+                None => by_pubsub.push((&w.sub.pubsub, vec![&w.sub.topic])),
+            }
+        }
+        for (pubsub, topics) in by_pubsub {
+            tracing::info!(
+                target: "dapr.runtime",
+                "app is subscribed to the following topics: [[{}]] through pubsub={pubsub}",
+                topics.join(" "),
+            );
+        }
+    }
+}
+
+impl Swap {
+    /// Whether every subscription of the new instance was in place in time.
+    #[must_use]
+    pub fn attached(&self) -> bool {
+        self.attached
+    }
+
+    /// Reads the old instance until nothing came for `idle`, then stops its subscriptions; all
+    /// within `deadline`. Whether everything finished.
+    pub async fn finish(mut self, idle: Duration, deadline: Duration) -> bool {
+        let old = std::mem::take(&mut self.old);
+        let limit = tokio::time::Instant::now() + deadline;
+        let end = |run: Run| async move {
+            let left = || limit.saturating_duration_since(tokio::time::Instant::now());
+            let emptied = run.idle(idle, left()).await;
+            run.stop(left()).await && emptied
+        };
+        join_all(old.into_iter().map(|(_, run)| end(run))).await.into_iter().all(|finished| finished)
+    }
+
+    /// Goes back to the old instance and stops the new one's subscriptions.
+    pub async fn roll_back(mut self, drain: Duration) {
+        let _turn = self.owner.turn.lock().await;
+        let mut new = Vec::new();
+        {
+            let mut state = self.owner.state.lock();
+            if state.phase != Phase::Stopped {
+                for (slot, run) in std::mem::take(&mut self.old) {
+                    match slot {
+                        Slot::App(key) => {
+                            if let Some(entry) = state.runs.get_mut(&key) {
+                                new.push(std::mem::replace(&mut entry.run, run));
+                            }
+                        }
+                        Slot::Stream(id) => {
+                            if let Some(stream) = state.streams.get_mut(&id) {
+                                new.push(std::mem::replace(&mut stream.run, run));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        join_all(new.iter().map(|run| run.stop(drain))).await;
+    }
+}
+
+fn key(sub: &AppSubscription) -> Key {
+    (sub.pubsub.clone(), sub.topic.clone())
+}
+
+fn failed(req: &StreamRequest, cause: &str) -> ApiError {
+    let text = format!("failed to subscribe to topic {} of pubsub {}: {cause}", req.topic, req.pubsub);
+    ApiError::new(Code::Generic, ErrorKind::Unavailable, text)
+}
+
+#[cfg(test)]
+#[path = "subscriptions_tests.rs"]
+mod tests;
