@@ -15,6 +15,9 @@ use crate::manifest::Recipe;
 /// No case takes nearly as long; one that does hangs.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// Longest wait for a component to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(30);
+
 /// Closes what a block built.
 type Closer = Box<dyn FnOnce() -> BoxFuture<'static, ()>>;
 
@@ -182,7 +185,9 @@ impl After {
     /// result stays the last line of stdout. With a filter, only of what it asks for.
     pub(crate) fn run(self, filter: Option<&str>) {
         for closer in self.closers {
-            self.runtime.block_on(closer());
+            if self.runtime.block_on(async { tokio::time::timeout(CLOSE_LIMIT, closer()).await }).is_err() {
+                eprintln!("a component did not close within {CLOSE_LIMIT:?}");
+            }
         }
         let asked = |entry: &str| filter.is_none_or(|f| entry.contains(f) || f.starts_with(entry));
         let absent = self

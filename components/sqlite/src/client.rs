@@ -37,11 +37,14 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// How much later than the thread's own deadline a caller gives up, so that the thread's
 /// better-informed answer comes first.
 const GRACE: Duration = Duration::from_millis(100);
+/// Pause between two tries to open a database that broke; each may check the whole file.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between two rounds of upkeep that has more to do.
 const UPKEEP_STEP: Duration = Duration::from_millis(20);
 
 /// Work on a fresh database before it is used: tables and migrations.
-pub(crate) type Setup = Box<dyn FnOnce(&Connection) -> Result<(), Fault> + Send>;
+/// Runs again when somebody else held the database.
+pub(crate) type Setup = Box<dyn Fn(&Connection) -> Result<(), Fault> + Send>;
 
 /// One round of upkeep, see [`Upkeep::round`].
 pub(crate) type Round = Box<dyn FnMut(&Connection) -> rusqlite::Result<bool> + Send>;
@@ -88,6 +91,8 @@ struct Writer {
     upkeep: Option<Upkeep>,
     /// The last connection ended with an I/O error: check the file before the next commit.
     suspect: bool,
+    /// Opening it again failed: until when, and with what, calls are refused.
+    refusal: Option<(Instant, Error)>,
 }
 
 /// The whole group failed.
@@ -115,8 +120,8 @@ impl Client {
         let (ready, opened) = oneshot::channel();
         let opener = Opener { config: config.clone(), cache_kib: WRITER_CACHE_KIB, query_only: false };
         client.start("sqlite-write", &client.writer, life.clone(), move || {
-            let mut writer = Writer { opener, db: None, queue: writer, upkeep, suspect: false };
-            let outcome = writer.start(setup);
+            let mut writer = Writer { opener, db: None, queue: writer, upkeep, suspect: false, refusal: None };
+            let outcome = writer.start(&setup);
             let failed = outcome.is_err();
             // The caller gave up, or the setup failed: no work will come.
             if ready.send(outcome).is_err() || failed {
@@ -127,7 +132,11 @@ impl Client {
         match tokio::time::timeout(timeout + GRACE, opened).await {
             Ok(Ok(outcome)) => outcome?,
             Ok(Err(_)) => return Err(Error::internal("the SQLite thread ended while it opened the database")),
-            Err(_) => return Err(late("open the database", timeout)),
+            Err(_) => {
+                // The thread ends by itself; waiting for it here would block the caller.
+                client.threads.lock().handles.clear();
+                return Err(late("opening the SQLite database", timeout));
+            }
         }
         if !solo {
             for _ in 0..READERS {
@@ -281,9 +290,11 @@ impl Opener {
 }
 
 impl Writer {
-    fn start(&mut self, setup: Setup) -> Result<()> {
+    fn start(&mut self, setup: &Setup) -> Result<()> {
+        let deadline = Instant::now() + self.opener.config.timeout;
         let db = self.opener.open().map_err(|e| classify("failed to open the database", &e))?;
-        setup(&db).map_err(|e| e.into_error("failed to perform migrations"))?;
+        let stop = || self.queue.is_closed();
+        patiently(deadline, stop, || setup(&db)).map_err(|e| e.into_error("failed to perform migrations"))?;
         self.db = Some(db);
         Ok(())
     }
@@ -366,11 +377,9 @@ impl Writer {
         let queue = Arc::clone(&self.queue);
         let db = match self.connection() {
             Ok(db) => db,
-            Err(_) => {
+            Err(error) => {
                 for entry in group.drain(..) {
-                    entry.job.settle(Err(Error::unavailable(
-                        "the database cannot be opened again after an I/O error; check the disk",
-                    )));
+                    entry.job.settle(Err(same(&error)));
                 }
                 return Ok(());
             }
@@ -406,21 +415,40 @@ impl Writer {
     /// The connection, opened again and checked when the last one broke.
     fn connection(&mut self) -> Result<&Connection> {
         if self.db.is_none() {
-            let db = self.opener.open().map_err(|e| classify("failed to open the database again", &e))?;
-            if self.suspect {
-                let verdict: String = db
-                    .query_row("PRAGMA quick_check(1)", [], |r| r.get(0))
-                    .map_err(|e| classify("failed to check the database after an I/O error", &e))?;
-                if verdict != "ok" {
-                    tracing::error!(verdict, "the database is damaged; restore it from a backup");
-                    return Err(Error::internal("the database file is damaged; restore it from a backup"));
-                }
-                tracing::info!("the database was opened again and checked after an I/O error");
-                self.suspect = false;
+            if let Some((until, error)) = &self.refusal
+                && Instant::now() < *until
+            {
+                return Err(same(error));
             }
-            self.db = Some(db);
+            match self.reopen() {
+                Ok(db) => {
+                    self.db = Some(db);
+                    (self.suspect, self.refusal) = (false, None);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the database does not open again; calls are refused");
+                    self.refusal = Some((Instant::now() + REOPEN_PAUSE, same(&error)));
+                    return Err(error);
+                }
+            }
         }
         self.db.as_ref().ok_or_else(closed)
+    }
+
+    fn reopen(&self) -> Result<Connection> {
+        let db = self.opener.open().map_err(|e| classify("failed to open the database again", &e))?;
+        if self.suspect {
+            let verdict: String = db
+                .query_row("PRAGMA quick_check(1)", [], |r| r.get(0))
+                .map_err(|e| classify("failed to check the database after an I/O error", &e))?;
+            if verdict != "ok" {
+                return Err(Error::internal(format!(
+                    "the database file is damaged, restore it from a backup: {verdict}"
+                )));
+            }
+            tracing::info!("the database was opened again and checked after an I/O error");
+        }
+        Ok(db)
     }
 
     /// One round of upkeep; gives the pause until the next.
@@ -464,20 +492,37 @@ fn run(db: &Connection, sql: &str) -> rusqlite::Result<()> {
 }
 
 /// Runs `f` until it gives something else than a lock held by others, `stop` says so, or the deadline is near.
-fn patiently<T>(
+fn patiently<T, E: Locked>(
     deadline: Instant,
     stop: impl Fn() -> bool,
-    mut f: impl FnMut() -> rusqlite::Result<T>,
-) -> rusqlite::Result<T> {
+    mut f: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
     let mut pause = PAUSE;
     loop {
         match f() {
-            Err(e) if is_busy(&e) && Instant::now() + pause < deadline && !stop() => {
+            Err(e) if e.is_locked() && Instant::now() + pause < deadline && !stop() => {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             other => return other,
         }
+    }
+}
+
+/// Errors that may be about somebody else's lock.
+trait Locked {
+    fn is_locked(&self) -> bool;
+}
+
+impl Locked for rusqlite::Error {
+    fn is_locked(&self) -> bool {
+        is_busy(self)
+    }
+}
+
+impl Locked for Fault {
+    fn is_locked(&self) -> bool {
+        matches!(self, Self::Db(e) if is_busy(e))
     }
 }
 
@@ -515,7 +560,7 @@ fn read_loop(opener: &Opener, queue: &Queue) {
             }
         }
         let Some(open) = &db else { continue };
-        let outcome = answer(open, &mut entry, queue);
+        let outcome = patiently(entry.deadline, || queue.is_closed(), || entry.job.run(open));
         if matches!(&outcome, Err(Fault::Db(e)) if is_broken(e)) {
             db = None;
         }
@@ -523,19 +568,15 @@ fn read_loop(opener: &Opener, queue: &Queue) {
     }
 }
 
-fn answer(db: &Connection, entry: &mut Entry, queue: &Queue) -> Result<(), Fault> {
-    let mut pause = PAUSE;
-    loop {
-        match entry.job.run(db) {
-            Err(Fault::Db(e)) if is_busy(&e) && Instant::now() + pause < entry.deadline && !queue.is_closed() => {
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
-            outcome => return outcome,
-        }
-    }
+/// The error once more, for the next caller.
+fn same(error: &Error) -> Error {
+    Error::new(error.kind(), error.to_string()).with_retry(error.retry())
 }
 
 fn late(what: &str, after: Duration) -> Error {
     Error::timeout(format!("{what} gave no answer within {after:?}"))
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;
