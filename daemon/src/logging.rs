@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, SystemTime};
 
+use mecha_core::metrics::{Metric, Metrics};
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
@@ -153,6 +154,11 @@ impl Logging {
     /// Lines lost since the start because the output was too slow or failed.
     pub fn dropped(&self) -> u64 {
         self.shared.queue.dropped()
+    }
+
+    /// Counts lost lines in `mecha_log_dropped_total`, those so far included.
+    pub fn count_dropped(&self, metrics: &Metrics) {
+        self.shared.queue.count_to(metrics.counter(Metric::LogDroppedTotal, &[]));
     }
 
     /// Waits until all lines queued so far are written. `false`: not in time.

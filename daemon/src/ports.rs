@@ -27,6 +27,9 @@ const BACKLOG: i32 = 4096;
 /// Most addresses of one server; a longer list is a mistake.
 const MAX_ADDRESSES: usize = 64;
 
+/// How often a port is chosen that must be free on several addresses.
+const FREE_PORT_TRIES: u32 = 8;
+
 /// One bound socket of an API server.
 #[derive(Debug)]
 pub enum Listener {
@@ -147,6 +150,23 @@ fn api(
         })?;
         return Ok((vec![Listener::Unix(listener, file)], wanted));
     }
+    let mut tries = if wanted == 0 { FREE_PORT_TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        match addresses(server, options, wanted, warnings) {
+            // Free on the first address, taken on another: choose again.
+            Err(error) if tries > 0 && error.reason.kind() == io::ErrorKind::AddrInUse => {}
+            other => return other,
+        }
+    }
+}
+
+fn addresses(
+    server: Server,
+    options: &Options,
+    wanted: u16,
+    warnings: &mut Vec<String>,
+) -> Result<(Vec<Listener>, u16), BindError> {
     let mut bound = Vec::new();
     let mut used = wanted;
     for address in options.listen_addresses.iter().take(MAX_ADDRESSES) {

@@ -7,6 +7,7 @@
 mod client;
 mod config;
 mod convert;
+mod document;
 mod otlp;
 mod report;
 mod stdout;

@@ -290,7 +290,7 @@ pub const FLAGS: &[FlagDoc] = &[
 ];
 
 /// Finds a flag by name or alias.
-pub fn find(name: &str) -> Option<&'static FlagDoc> {
+pub(super) fn find(name: &str) -> Option<&'static FlagDoc> {
     FLAGS.iter().find(|flag| flag.name == name || flag.aliases.contains(&name))
 }
 

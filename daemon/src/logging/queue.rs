@@ -1,11 +1,12 @@
 //! Bounded hand-over of finished lines to the thread that writes them.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mecha_core::metrics::Counter;
 use parking_lot::{Condvar, Mutex};
 
 /// Bytes that may wait. About ten thousand lines: a reader that is this far
@@ -25,6 +26,7 @@ struct Inner {
     filled: Condvar,
     written: Condvar,
     dropped: AtomicU64,
+    counter: OnceLock<Counter>,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +44,7 @@ impl Queue {
             filled: Condvar::new(),
             written: Condvar::new(),
             dropped: AtomicU64::new(0),
+            counter: OnceLock::new(),
         });
         let writer = Arc::clone(&inner);
         thread::Builder::new().name("mecha-log".into()).stack_size(128 << 10).spawn(move || writer.write(output))?;
@@ -54,7 +57,7 @@ impl Queue {
         // One line larger than the whole queue still gets through when nothing waits.
         if !state.buffer.is_empty() && state.buffer.len() + line.len() > LIMIT {
             drop(state);
-            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+            self.0.lose(1);
             return;
         }
         let wake = state.buffer.is_empty();
@@ -67,6 +70,14 @@ impl Queue {
 
     pub(super) fn dropped(&self) -> u64 {
         self.0.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Counts losses there too, those so far included. Only the first counter is taken.
+    pub(super) fn count_to(&self, counter: Counter) {
+        let before = self.dropped();
+        if self.0.counter.set(counter.clone()).is_ok() {
+            counter.add(before);
+        }
     }
 
     pub(super) fn flush(&self, limit: Duration) -> bool {
@@ -89,6 +100,13 @@ impl Drop for Queue {
 }
 
 impl Inner {
+    fn lose(&self, lines: u64) {
+        self.dropped.fetch_add(lines, Ordering::Relaxed);
+        if let Some(counter) = self.counter.get() {
+            counter.add(lines);
+        }
+    }
+
     fn write(&self, mut output: Box<dyn Write + Send>) {
         let mut batch = Vec::new();
         let mut reported = 0;
@@ -118,7 +136,7 @@ impl Inner {
             // A full disk or a closed pipe must not stop the daemon: it lives without logs.
             if output.write_all(&batch).and_then(|()| output.flush()).is_err() {
                 let lines = batch.iter().filter(|byte| **byte == b'\n').count() as u64;
-                self.dropped.fetch_add(lines, Ordering::Relaxed);
+                self.lose(lines);
                 // Pointless to report lines lost to an output that fails anyway.
                 reported = self.dropped.load(Ordering::Relaxed);
             }
@@ -175,7 +193,12 @@ mod tests {
         let text = String::from_utf8(all).unwrap();
         let kept = text.lines().filter(|line| line.starts_with('x')).count() as u64;
         assert_eq!(kept + dropped, 3 * (LIMIT / 1024) as u64);
-        assert!(text.contains(&format!("{dropped} log lines dropped")));
+        let reported: u64 = text
+            .lines()
+            .filter_map(|line| line.split_once("msg=\"")?.1.split_once(" log lines dropped"))
+            .map(|(lines, _)| lines.parse::<u64>().unwrap())
+            .sum();
+        assert_eq!(reported, dropped);
     }
 
     #[test]
