@@ -82,6 +82,11 @@ impl Source {
         SourceBody { shared: shared.clone(), turn, at: 0, left: self.length }.boxed_unsync()
     }
 
+    /// Length of the body, when it is known.
+    pub(super) fn length(&self) -> Option<u64> {
+        self.length
+    }
+
     /// Whether everything that left can be sent again.
     pub(super) fn can_replay(&self) -> bool {
         self.length.is_some() && self.shared.as_ref().is_none_or(|s| !s.lock().lost)

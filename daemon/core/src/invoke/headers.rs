@@ -229,12 +229,20 @@ impl HopHeaders {
 
     /// Adds caller, callee and forwarding lines to a call to `callee`.
     pub fn add(&self, headers: &mut HeaderMap, callee: &str) {
+        self.add_ids(headers, callee);
+        if let Some(callee) = headers.get(CALLEE_APP_ID).cloned() {
+            headers.insert(DESTINATION_APP_ID, callee);
+        }
+        self.forward(headers);
+    }
+
+    /// Adds caller and callee only: what a proxied gRPC call gains.
+    pub fn add_ids(&self, headers: &mut HeaderMap, callee: &str) {
         headers.insert(CALLER_APP_ID, self.caller.clone());
         headers.insert(CALLER_NAMESPACE, self.namespace.clone());
         if let Ok(callee) = HeaderValue::from_str(callee) {
             headers.insert(CALLEE_APP_ID, callee);
         }
-        self.forward(headers);
     }
 
     fn forward(&self, headers: &mut HeaderMap) {

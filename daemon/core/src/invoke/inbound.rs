@@ -32,6 +32,13 @@ impl Invoke {
             return Err(TransportError::unsent(grpc_code::INTERNAL, "app channel is not initialized"));
         };
         let Call { mut head, body } = call;
+        if let Some(wanted) = head.headers.get(headers::DESTINATION_APP_ID)
+            && wanted.as_bytes() != self.identity().app_id.as_bytes()
+        {
+            // An address outlives the app that had it: the caller has to look again.
+            let text = format!("this address belongs to app {}", self.identity().app_id);
+            return Err(TransportError::unsent(grpc_code::UNAVAILABLE, text));
+        }
         if let Some(identity) = caller.identity {
             // A claim of the caller does not count beside what its certificate proves.
             prove_caller(&mut head.headers, &identity.app_id, &identity.namespace);

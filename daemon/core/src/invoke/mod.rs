@@ -276,12 +276,19 @@ impl Invoke {
         id: &str,
         app: &str,
         namespace: &str,
-        head: Head,
+        mut head: Head,
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
         let source = Source::new(body, REPLAY_LIMIT);
+        if head.origin == Origin::Http
+            && let Some(length) = source.length()
+        {
+            // The peer has no other way to tell its app how long the body will be.
+            head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
         let mut retries = 0;
         let mut others = None;
+        let mut unary = false;
         loop {
             let (address, count) = match self.addresses.pick(app, namespace).await {
                 Ok(found) => found,
@@ -303,6 +310,17 @@ impl Invoke {
             };
             if let Some(e) = caller_failure(&source) {
                 return Err(e);
+            }
+            if error.code == grpc_code::UNIMPLEMENTED && error.reached == Reached::No {
+                // The transport has learnt that this peer knows unary calls only.
+                if !unary && source.can_replay() {
+                    unary = true;
+                    continue;
+                }
+                let cause = format!(
+                    "target app '{app}' is running a version of Dapr that does not support streaming-based service invocation"
+                );
+                return Err(fail(id, cause));
             }
             if !error.is_connection() {
                 let kind = match error.code {

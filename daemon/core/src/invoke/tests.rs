@@ -494,6 +494,33 @@ async fn a_certificate_counts_more_than_a_claim() {
     assert_eq!(app.seen.lock()[0].headers()["dapr-caller-namespace"], "ns");
 }
 
+#[tokio::test]
+async fn a_call_for_the_app_that_was_here_before_is_refused() {
+    let app = FakeApp::echo();
+    let rig = rig_with(Some(app.clone()), false);
+    let mut headers = HeaderMap::new();
+    headers.insert("destination-app-id", "former".parse().unwrap());
+    let call = inbound_call(Verb::Http(http::Method::POST), "m", headers.clone());
+    let e = rig.invoke.inbound(Caller::default(), call).await.unwrap_err();
+    assert_eq!((e.code, e.reached), (grpc_code::UNAVAILABLE, Reached::No));
+    assert!(app.seen.lock().is_empty());
+    headers.insert("destination-app-id", "self".parse().unwrap());
+    let call = inbound_call(Verb::Http(http::Method::POST), "m", headers);
+    rig.invoke.inbound(Caller::default(), call).await.unwrap();
+    assert!(!app.seen.lock()[0].headers().contains_key("destination-app-id"));
+}
+
+#[tokio::test]
+async fn an_old_peer_is_called_again_without_streams() {
+    let rig = rig();
+    rig.transport.errors.lock().push(TransportError::unsent(grpc_code::UNIMPLEMENTED, "unknown method"));
+    assert_eq!(text(rig.invoke.http(&cx(), target("one", "m"), post("b")).await.unwrap()).await, "b");
+    rig.transport.errors.lock().push(TransportError::unsent(grpc_code::UNIMPLEMENTED, "unknown method"));
+    let req = post("").map(|_| chunked(&["a", "b"]));
+    let e = rig.invoke.http(&cx(), target("one", "m"), req).await.unwrap_err();
+    assert!(e.message().ends_with("does not support streaming-based service invocation"), "{e}");
+}
+
 fn grpc_call(id: &str, verb: Verb) -> GrpcCall {
     let mut metadata = HeaderMap::new();
     metadata.insert("x-user", "1".parse().unwrap());
