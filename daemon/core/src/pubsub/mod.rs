@@ -39,7 +39,7 @@ use crate::trace::Tracer;
 pub use sources::{ask_app, bulk_options, from_document};
 pub use stream::{StreamSubscription, StreamVerdicts};
 use subscriptions::Parts;
-pub use subscriptions::{DeliveryPolicy, Subscriptions, Swap};
+pub use subscriptions::{Subscriptions, Swap};
 
 /// One event to publish.
 #[derive(Clone, Debug)]

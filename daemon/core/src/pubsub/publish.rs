@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
 use mecha_components_api::{Metadata, Publish};
 use tokio::time::Instant;
 
@@ -226,15 +227,25 @@ async fn send(cx: &Cx, handle: &PubSubHandle, topic: &str, sealed: &[Sealed<'_>]
             }
         };
     }
-    let calls = sealed.iter().enumerate().map(|(at, entry)| async move {
-        let call = || {
-            let (data, metadata) = (entry.data.clone(), &*entry.metadata);
-            handle.inner.publish(Publish { topic, data, content_type: None, metadata })
-        };
-        let result = handle.ops.run(cx, Operation::Publish, true, call).await;
-        result.err().map(|e| (at, e.to_string()))
-    });
-    stream::iter(calls).buffered(PARALLEL_PUBLISHES).filter_map(async |failed| failed).collect().await
+    let mut calls = Vec::with_capacity(sealed.len());
+    for entry in sealed {
+        calls.push(send_one(cx, handle, topic, entry));
+    }
+    let results: Vec<_> = stream::iter(calls).buffered(PARALLEL_PUBLISHES).collect().await;
+    results.into_iter().enumerate().filter_map(|(at, failed)| Some((at, failed?))).collect()
+}
+
+/// Publishes one entry alone; the cause when it was not stored. Boxed, because the compiler
+/// cannot see that an unboxed one in a stream is `Send` for every lifetime.
+fn send_one<'a>(
+    cx: &'a Cx,
+    handle: &'a PubSubHandle,
+    topic: &'a str,
+    entry: &'a Sealed<'_>,
+) -> BoxFuture<'a, Option<String>> {
+    let (data, metadata) = (&entry.data, &*entry.metadata);
+    let call = move || handle.inner.publish(Publish { topic, data: data.clone(), content_type: None, metadata });
+    async move { handle.ops.run(cx, Operation::Publish, true, call).await.err().map(|e| e.to_string()) }.boxed()
 }
 
 /// A raw message has no envelope for its trace context.

@@ -37,7 +37,7 @@ fn the_first_rule_that_is_true_wins() {
 
 #[test]
 fn an_empty_match_is_always_true_and_no_route_is_none() {
-    assert_eq!(routes(&[("", "/all"), ("nonsense(", "/x")], None).unwrap_err().contains("nonsense("), true);
+    assert!(routes(&[("", "/all"), ("nonsense(", "/x")], None).unwrap_err().contains("nonsense("));
     assert_eq!(routes(&[("  ", "/all")], None).unwrap().pick(&event("{}")).unwrap(), Some("/all"));
     assert_eq!(routes(&[("event.a == 1", "/a")], None).unwrap().pick(&event("{\"a\":2}")).unwrap(), None);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use mecha_components_api::{Clock, ErrorKind};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::busy::Busy;
@@ -25,7 +25,6 @@ use crate::app::{AppChannel, AppSubscription};
 use crate::codes::Code;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::policies::Guarded;
 use crate::store::{Found, PubSubHandle, Store};
 use crate::tasks::Tasks;
 use crate::trace::Tracer;
@@ -34,9 +33,6 @@ use crate::trace::Tracer;
 const START_WAIT: Duration = Duration::from_secs(5);
 /// How long a client waits for its stream.
 const STREAM_WAIT: Duration = Duration::from_secs(10);
-
-/// The `inbound` policy of a pub/sub component.
-pub type DeliveryPolicy = Arc<dyn Fn(&str) -> Guarded + Send + Sync>;
 
 /// What every subscription is made of.
 pub(super) struct Parts {
@@ -52,7 +48,6 @@ pub(super) struct Parts {
 pub struct Subscriptions {
     parts: Parts,
     app: OnceLock<Arc<dyn AppChannel>>,
-    policy: RwLock<Option<DeliveryPolicy>>,
     state: Mutex<State>,
     /// Held while runs are started or stopped, never while they are read.
     turn: tokio::sync::Mutex<()>,
@@ -126,23 +121,12 @@ impl fmt::Debug for Swap {
 
 impl Subscriptions {
     pub(super) fn new(parts: Parts) -> Self {
-        Self {
-            parts,
-            app: OnceLock::new(),
-            policy: RwLock::default(),
-            state: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
-        }
+        Self { parts, app: OnceLock::new(), state: Mutex::default(), turn: tokio::sync::Mutex::default() }
     }
 
     /// Sets who takes the events; only the first call counts.
     pub fn set_app(&self, app: Arc<dyn AppChannel>) {
         let _ = self.app.set(app);
-    }
-
-    /// Sets the `inbound` policies. Subscriptions that are started later use them.
-    pub fn set_policy(&self, policy: DeliveryPolicy) {
-        *self.policy.write() = Some(policy);
     }
 
     /// Starts what documents and the app ask for, and waits (5 s at most) until the brokers
@@ -391,16 +375,15 @@ impl Subscriptions {
             );
             return None;
         }
-        let guarded = self.policy.read().as_ref().map(|policy| policy(&sub.pubsub)).unwrap_or_default();
         let stopping = parts.tasks.stopping().child_token();
         let line = Arc::new(Line {
             pubsub: sub.pubsub.as_str().into(),
             topic: sub.topic.as_str().into(),
+            guarded: handle.ops.inbound().clone(),
             handle,
             routes,
             raw: raw_payload(&sub.metadata),
             dead_letter: sub.dead_letter_topic.clone(),
-            guarded,
             target,
             metrics: parts.metrics.clone(),
             counts: sub.bulk.is_none().then(|| Counts::new(&parts.metrics, &sub.pubsub, &sub.topic)),
