@@ -56,11 +56,7 @@ pub fn headers_of(span: &Span, baggage: Option<Arc<str>>) -> TraceHeaders {
 
 /// Writes trace headers into an answer or an outgoing call.
 pub fn write(trace: &TraceHeaders, headers: &mut HeaderMap) {
-    let all = [
-        ("traceparent", &trace.traceparent),
-        ("tracestate", &trace.tracestate),
-        ("baggage", &trace.baggage),
-    ];
+    let all = [("traceparent", &trace.traceparent), ("tracestate", &trace.tracestate), ("baggage", &trace.baggage)];
     for (name, value) in all {
         if let Some(value) = value.as_deref().and_then(|v| HeaderValue::from_str(v).ok()) {
             headers.insert(name, value);

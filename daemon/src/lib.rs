@@ -11,6 +11,7 @@ pub mod logging;
 pub mod peer;
 pub mod ports;
 pub mod proxy;
+pub mod run;
 pub mod serve;
 pub mod telemetry;
 pub mod timestamps;

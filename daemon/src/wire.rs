@@ -40,7 +40,12 @@ pub fn wire(code: ApiCode, kind: ErrorKind) -> (StatusCode, Code) {
         (C::NotSupportedStateOperation, _) => (StatusCode::BAD_REQUEST, Code::Unimplemented),
         // A failed store is 500 / Internal whatever the cause, but for what the caller can mend.
         (
-            C::StateGet | C::StateSave | C::StateDelete | C::StateBulkGet | C::StateBulkDelete | C::StateTransaction
+            C::StateGet
+            | C::StateSave
+            | C::StateDelete
+            | C::StateBulkGet
+            | C::StateBulkDelete
+            | C::StateTransaction
             | C::StateQuery,
             kind,
         ) => match kind {

@@ -259,6 +259,12 @@ impl Policies {
         guarded
     }
 
+    /// Whether a document names the app as a target; defaults alone do not.
+    #[must_use]
+    pub fn names_app(&self, id: &str) -> bool {
+        self.named.apps.contains_key(id)
+    }
+
     /// A built-in retry policy, or what a document made of it.
     #[must_use]
     pub fn built_in(&self, name: &str) -> Option<Retry> {

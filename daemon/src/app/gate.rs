@@ -2,6 +2,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::proxy::Admission;
+use async_trait::async_trait;
 use mecha_components_api::{Error, ErrorKind, Retry};
 use mecha_core::app::AppError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -46,6 +48,16 @@ impl Gate {
             None => Ok(Pass(None)),
             // Never closed, so acquiring cannot fail.
             Some(limit) => Ok(Pass(limit.clone().acquire_owned().await.ok())),
+        }
+    }
+}
+
+#[async_trait]
+impl Admission for Gate {
+    async fn admit(&self) -> Result<Box<dyn Send + Sync>, String> {
+        match self.enter().await {
+            Ok(pass) => Ok(Box::new(pass)),
+            Err(e) => Err(e.to_string()),
         }
     }
 }

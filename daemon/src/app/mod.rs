@@ -1,6 +1,7 @@
 //! Calls to the app: one implementation of core's `AppChannel` for HTTP apps, one for gRPC apps.
 
 mod answers;
+mod dial;
 mod gate;
 mod grpc;
 mod health;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use mecha_core::app::{AppChannel, AppProtocol};
 use mecha_core::metrics::Metrics;
 
+pub use dial::dial;
 pub use gate::Gate;
 pub use health::{AppHealth, HealthEvent, HealthSettings};
 
@@ -53,7 +55,7 @@ impl AppTarget {
 /// The target makes no address, or the token no header.
 pub fn channel(target: &AppTarget, gate: Arc<Gate>, metrics: Arc<Metrics>) -> Result<Arc<dyn AppChannel>, String> {
     if target.protocol.is_grpc() {
-        Err("gRPC apps".into())
+        Ok(Arc::new(grpc::GrpcApp::new(target, gate, metrics)?))
     } else {
         Ok(Arc::new(http::HttpApp::new(target, gate, metrics)?))
     }

@@ -246,25 +246,25 @@ impl HttpApi {
         let core = &*self.core;
         let query = call.query.as_deref();
         let limit = self.options.max_body;
-        let body = async || -> Result<Bytes, ApiError> { decode::whole(call.body, limit).await };
+        let body = if route.takes_body() { decode::whole(call.body, limit).await? } else { Bytes::new() };
         match route {
             Route::StateGet { store, key } => state::get(core, cx, &param(store)?, &param(key)?, query).await,
-            Route::StateSave { store } => state::save(core, cx, &param(store)?, query, body().await?).await,
+            Route::StateSave { store } => state::save(core, cx, &param(store)?, query, body).await,
             Route::StateDelete { store, key } => {
                 state::delete(core, cx, &param(store)?, &param(key)?, query, &call.headers).await
             }
-            Route::StateBulkGet { store } => state::bulk_get(core, cx, &param(store)?, query, body().await?).await,
-            Route::StateTransact { store } => state::transact(core, cx, &param(store)?, query, body().await?).await,
-            Route::StateQuery { store } => state::query(core, cx, &param(store)?, query, body().await?).await,
+            Route::StateBulkGet { store } => state::bulk_get(core, cx, &param(store)?, query, body).await,
+            Route::StateTransact { store } => state::transact(core, cx, &param(store)?, query, body).await,
+            Route::StateQuery { store } => state::query(core, cx, &param(store)?, query, body).await,
             Route::Publish { pubsub, topic } => {
                 let content_type = call.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).map(str::to_owned);
                 let (pubsub, topic) = (param(pubsub)?, param(topic)?);
-                pubsub::publish(core, cx, &pubsub, &topic, query, content_type.as_deref(), body().await?).await
+                pubsub::publish(core, cx, &pubsub, &topic, query, content_type.as_deref(), body).await
             }
             Route::PublishBulk { pubsub, topic } => {
-                pubsub::publish_bulk(core, cx, &param(pubsub)?, &param(topic)?, query, body().await?).await
+                pubsub::publish_bulk(core, cx, &param(pubsub)?, &param(topic)?, query, body).await
             }
-            Route::Binding { name } => bindings::invoke(core, cx, &param(name)?, query, body().await?).await,
+            Route::Binding { name } => bindings::invoke(core, cx, &param(name)?, query, body).await,
             Route::SecretGet { store, key } => secrets::get(core, cx, &param(store)?, &param(key)?, query).await,
             Route::SecretList { store } => secrets::list(core, cx, &param(store)?, query).await,
             Route::ConfigurationGet { store } => configuration::get(core, cx, &param(store)?, query).await,
@@ -273,7 +273,7 @@ impl HttpApi {
                 configuration::unsubscribe(core, &param(store)?, &param(id)?)
             }
             Route::Metadata => Ok(metadata::get(core)),
-            Route::MetadataSet { key } => metadata::set(core, &param(key)?, &body().await?),
+            Route::MetadataSet { key } => metadata::set(core, &param(key)?, &body),
             Route::Health => {
                 let asked = decode::query_value(query, "appid");
                 core.health.ready(asked.as_deref()).map(|()| respond::no_content())
@@ -288,8 +288,8 @@ impl HttpApi {
                 core.request_shutdown(forced);
                 Ok(respond::no_content())
             }
-            Route::TryLock { store } => lock::try_lock(core, cx, &param(store)?, body().await?).await,
-            Route::Unlock { store } => lock::unlock(core, cx, &param(store)?, body().await?).await,
+            Route::TryLock { store } => lock::try_lock(core, cx, &param(store)?, body).await,
+            Route::Unlock { store } => lock::unlock(core, cx, &param(store)?, body).await,
             Route::Unbuilt { what, name } => Err(what.error(&param(name)?)),
             Route::Mecha { rest } => mecha::answer(core, &call.method, rest),
             // Dispatched before; the edge hands invocations to `invoke`.

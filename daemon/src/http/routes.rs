@@ -81,6 +81,25 @@ pub(super) enum Route<'p> {
     },
 }
 
+impl Route<'_> {
+    /// Whether the handler reads a body.
+    pub(super) fn takes_body(&self) -> bool {
+        matches!(
+            self,
+            Self::StateSave { .. }
+                | Self::StateBulkGet { .. }
+                | Self::StateTransact { .. }
+                | Self::StateQuery { .. }
+                | Self::Publish { .. }
+                | Self::PublishBulk { .. }
+                | Self::Binding { .. }
+                | Self::MetadataSet { .. }
+                | Self::TryLock { .. }
+                | Self::Unlock { .. }
+        )
+    }
+}
+
 /// A route with the API name and version that allow and deny lists speak of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Matched<'p> {

@@ -92,6 +92,11 @@ impl Source {
         self.length.is_some() && self.shared.as_ref().is_none_or(|s| !s.lock().lost)
     }
 
+    /// Whether the caller's body ended early.
+    pub(super) fn has_failed(&self) -> bool {
+        self.shared.as_ref().is_some_and(|s| s.lock().failure.is_some())
+    }
+
     /// Why the caller's body ended early, when it did. An error of our own (a limit) comes
     /// back as it was.
     pub(super) fn failure(&self) -> Option<Result<ApiError, String>> {

@@ -4,14 +4,15 @@
 //! travel is the business of [`Transport`] (peers, servers outside) and of
 //! [`crate::app::AppChannel`] (the own app).
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Request, Response, StatusCode};
 use mecha_components_api::{ErrorKind, NameResolver};
+use mecha_resiliency::{CallClass, Retry, RunError, SERVICE_RETRIES};
 use tokio::time::Instant;
 
 use crate::app::{AppChannel, Body};
@@ -19,10 +20,12 @@ use crate::cx::Cx;
 use crate::error::ApiError;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
+use crate::policies::Policies;
 
 mod body;
 mod call;
 mod endpoint;
+mod failed;
 mod grpc;
 pub mod headers;
 mod inbound;
@@ -46,15 +49,15 @@ pub use resolve::{Addresses, CACHE_TTL};
 pub use target::{Id, Target, is_url};
 
 use body::{Peeked, Source};
+use failed::{Failed, Judged};
 use headers::HopHeaders;
 
-/// Tries after the first one, without a policy of the user.
-const RETRIES: u32 = 3;
-/// Wait before each of them.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Bytes of a request body kept for another try. Larger bodies are sent once: most failures
-/// happen before the first byte leaves, and memory stays flat.
+/// Bytes of a request body kept for the built-in retries. Larger bodies are sent once: most
+/// failures happen before the first byte leaves, and memory stays flat. A policy of the user
+/// keeps bodies up to the body limit.
 const REPLAY_LIMIT: usize = 256 * 1024;
+/// Addresses tried at once when connections fail.
+const MAX_FAILOVER: usize = 3;
 
 /// What an [`Invoke`] is made of.
 #[derive(Debug)]
@@ -91,6 +94,7 @@ pub struct Invoke {
     endpoints: ArcSwap<HashMap<Box<str>, Arc<Endpoint>>>,
     access: ArcSwap<Access>,
     closed: ArcSwap<BTreeSet<String>>,
+    policies: ArcSwapOption<Policies>,
 }
 
 #[derive(Debug)]
@@ -121,6 +125,7 @@ impl Invoke {
             endpoints: ArcSwap::default(),
             access: ArcSwap::from_pointee(Access(Arc::new(AllowAll))),
             closed: ArcSwap::default(),
+            policies: ArcSwapOption::empty(),
         }
     }
 
@@ -132,6 +137,12 @@ impl Invoke {
     /// Replaces the HTTPEndpoints, by name.
     pub fn set_endpoints(&self, endpoints: HashMap<Box<str>, Arc<Endpoint>>) {
         self.endpoints.store(Arc::new(endpoints));
+    }
+
+    /// Replaces the policies that stand over calls. Breakers go on where they stood when the
+    /// policies were made from those before.
+    pub fn set_policies(&self, policies: Option<Arc<Policies>>) {
+        self.policies.store(policies);
     }
 
     /// Names of the HTTPEndpoints, sorted.
@@ -230,14 +241,64 @@ impl Invoke {
             return Err(target::failed(id, ErrorKind::FailedPrecondition, cause)
                 .with_status(StatusCode::LOOP_DETECTED.as_u16(), grpc_code::FAILED_PRECONDITION));
         }
-        match self.route(id)? {
-            Route::Own => self.own(id, head, body).await,
-            Route::Remote { app, namespace } => {
-                self.hop.add(&mut head.headers, &app);
-                self.remote(id, &app, &namespace, head, body).await
-            }
-            Route::Outside(endpoint) => self.outside(id, &endpoint, head, body).await,
+        let route = self.route(id)?;
+        if let Route::Remote { app, .. } = &route {
+            self.hop.add(&mut head.headers, app);
         }
+        let policies = self.policies.load_full();
+        let named = match &route {
+            Route::Remote { app, .. } => app.as_str(),
+            Route::Own | Route::Outside(_) => id,
+        };
+        let guarded = policies.as_ref().map(|p| p.app(named)).unwrap_or_default();
+        let remote = matches!(route, Route::Remote { .. });
+        let limit = match (guarded.may_retry(), remote) {
+            (true, _) => self.max_body,
+            (false, true) => REPLAY_LIMIT,
+            // Kept only to learn why the caller's body ended, when it did.
+            (false, false) => 0,
+        };
+        let source = Source::new(body, limit);
+        if remote
+            && head.origin == Origin::Http
+            && let Some(length) = source.length()
+        {
+            // The peer has no other way to tell its app how long the body will be.
+            head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        // A policy that names the app stands alone; defaults without retries leave the built-in ones.
+        let own_policy = policies.as_ref().is_some_and(|p| p.names_app(named)) || guarded.may_retry();
+        let retry = if remote && !own_policy { Some(self.service_retry(policies.as_deref())) } else { None };
+        if guarded.is_none() {
+            return self
+                .send(&route, Cow::Owned(head), &source, retry.as_ref())
+                .await
+                .map_err(|f| f.into_api(id, &source));
+        }
+        let class = CallClass { idempotent: head.verb.is_idempotent() };
+        let head = &head;
+        let ended = guarded
+            .run(head.method.as_str(), class, |_| async {
+                let sent = self.send(&route, Cow::Borrowed(head), &source, retry.as_ref()).await;
+                let judged = sent.and_then(Failed::judge);
+                judged.map_err(|failed| Judged { failed, replayable: source.can_replay() })
+            })
+            .await;
+        match ended {
+            Ok(answer) => Ok(answer),
+            // What the callee said last is the answer, whatever the policy made of it.
+            Err(RunError::Failed(Judged { failed: Failed::Answer(answer), .. })) => Ok(*answer),
+            Err(RunError::Failed(Judged { failed, .. })) => Err(failed.into_api(id, &source)),
+            Err(other) => Err(caller_failure(&source).unwrap_or_else(|| fail(id, other))),
+        }
+    }
+
+    /// The built-in retries, or what a document made of them.
+    fn service_retry(&self, policies: Option<&Policies>) -> Retry {
+        policies
+            .and_then(|p| p.built_in(SERVICE_RETRIES))
+            .or_else(|| mecha_resiliency::built_in(SERVICE_RETRIES))
+            .unwrap_or_default()
     }
 
     fn route(&self, id: &str) -> Result<Route, ApiError> {
@@ -255,61 +316,84 @@ impl Invoke {
         }
     }
 
-    async fn own(&self, id: &str, head: Head, body: Body) -> Result<Response<Body>, ApiError> {
-        let Some(app) = &self.app else {
-            return Err(fail(id, "cannot invoke local endpoint: app channel not initialized"));
-        };
-        // Kept only to learn why the caller's body ended, when it did.
-        let source = Source::new(body, 0);
-        let req = inbound::app_request(head, source.body(), app.protocol()).map_err(|e| fail(id, e))?;
-        match app.invoke(req).await {
-            Ok(answer) => Ok(answer),
-            Err(e) => match inbound::grpc_answer(e) {
-                Ok(answer) => Ok(answer),
-                Err(e) => Err(caller_failure(&source).unwrap_or_else(|| fail(id, e))),
+    /// One try under a policy, or the only one; with `retry` the built-in tries.
+    async fn send(
+        &self,
+        route: &Route,
+        head: Cow<'_, Head>,
+        source: &Source,
+        retry: Option<&Retry>,
+    ) -> Result<Response<Body>, Failed> {
+        match route {
+            Route::Own => self.own(head.into_owned(), source).await,
+            Route::Outside(endpoint) => self.outside(endpoint, head.into_owned(), source).await,
+            Route::Remote { app, namespace } => match retry {
+                None => self.remote(app, namespace, &head, source).await,
+                Some(retry) => self.retried(app, namespace, &head, source, retry).await,
             },
         }
     }
 
-    async fn remote(
+    async fn own(&self, head: Head, source: &Source) -> Result<Response<Body>, Failed> {
+        let Some(app) = &self.app else {
+            return Err(Failed::text("cannot invoke local endpoint: app channel not initialized"));
+        };
+        let req = inbound::app_request(head, source.body(), app.protocol()).map_err(Failed::Text)?;
+        match app.invoke(req).await {
+            Ok(answer) => Ok(answer),
+            Err(e) => inbound::grpc_answer(e).map_err(Failed::Text),
+        }
+    }
+
+    /// Calls a peer, and again after a pause while connections fail and nothing can be done twice.
+    async fn retried(
         &self,
-        id: &str,
         app: &str,
         namespace: &str,
-        mut head: Head,
-        body: Body,
-    ) -> Result<Response<Body>, ApiError> {
-        let source = Source::new(body, REPLAY_LIMIT);
-        if head.origin == Origin::Http
-            && let Some(length) = source.length()
-        {
-            // The peer has no other way to tell its app how long the body will be.
-            head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-        }
+        head: &Head,
+        source: &Source,
+        retry: &Retry,
+    ) -> Result<Response<Body>, Failed> {
+        let mut pauses = retry.pauses(Instant::now());
         let mut retries = 0;
+        loop {
+            let error = match self.remote(app, namespace, head, source).await {
+                Err(Failed::Transport(e)) if e.is_connection() && !source.has_failed() => e,
+                other => return other,
+            };
+            let safe = error.reached == Reached::No || head.verb.is_idempotent();
+            let pause = if safe && source.can_replay() { pauses.next(Instant::now(), 0.5) } else { None };
+            let Some(pause) = pause else {
+                return Err(Failed::Text(format!(
+                    "failed to invoke target {app} after {retries} retries. Error: {error}"
+                )));
+            };
+            tokio::time::sleep(pause).await;
+            retries += 1;
+        }
+    }
+
+    /// Calls a peer. Other replicas are asked at once when a connection fails before
+    /// anything left, each at most once.
+    async fn remote(&self, app: &str, namespace: &str, head: &Head, source: &Source) -> Result<Response<Body>, Failed> {
         let mut others = None;
         let mut unary = false;
         loop {
-            let (address, count) = match self.addresses.pick(app, namespace).await {
-                Ok(found) => found,
-                Err(e) => return Err(fail(id, e)),
-            };
+            let (address, count) =
+                self.addresses.pick(app, namespace).await.map_err(|e| Failed::Text(e.to_string()))?;
             self.metrics.invocation_request_sent(app, false);
             let started = Instant::now();
             let peer = Peer { address: &address, app_id: app, namespace };
-            let error = match self.transport.call_peer(peer, &head, source.body()).await {
+            let error = match self.transport.call_peer(peer, head, source.body()).await {
                 Ok(answer) => {
-                    let status = answer
-                        .extensions()
-                        .get::<GrpcAnswer>()
-                        .map_or_else(|| i32::from(answer.status().as_u16()), |a| a.code);
+                    let status = status_of(&answer);
                     self.metrics.invocation_response_received(app, status, false, started.elapsed());
                     return Ok(answer);
                 }
                 Err(e) => e,
             };
-            if let Some(e) = caller_failure(&source) {
-                return Err(e);
+            if source.has_failed() {
+                return Err(Failed::Transport(error));
             }
             if error.code == grpc_code::UNIMPLEMENTED && error.reached == Reached::No {
                 // The transport has learnt that this peer knows unary calls only.
@@ -317,57 +401,34 @@ impl Invoke {
                     unary = true;
                     continue;
                 }
-                let cause = format!(
+                return Err(Failed::Text(format!(
                     "target app '{app}' is running a version of Dapr that does not support streaming-based service invocation"
-                );
-                return Err(fail(id, cause));
+                )));
             }
             if !error.is_connection() {
-                let kind = match error.code {
-                    grpc_code::PERMISSION_DENIED => ErrorKind::PermissionDenied,
-                    _ => ErrorKind::Internal,
-                };
-                return Err(target::failed(id, kind, error));
+                return Err(Failed::Transport(error));
             }
             self.transport.drop_connections(&address);
-            let safe = error.reached == Reached::No || head.verb.is_idempotent();
-            let again = safe && source.can_replay();
-            // Another replica may well be alive: it is asked at once, each at most once.
             let left = others.get_or_insert(count.min(MAX_FAILOVER) - 1);
-            if again && error.reached == Reached::No && *left > 0 {
+            if error.reached == Reached::No && source.can_replay() && *left > 0 {
                 *left -= 1;
                 continue;
             }
             self.addresses.forget(app, namespace);
-            if !again || retries == RETRIES {
-                return Err(fail(
-                    id,
-                    format_args!("failed to invoke target {app} after {retries} retries. Error: {error}"),
-                ));
-            }
-            tokio::time::sleep(RETRY_INTERVAL).await;
-            retries += 1;
-            others = None;
+            return Err(Failed::Transport(error));
         }
     }
 
-    async fn outside(
-        &self,
-        id: &str,
-        endpoint: &Endpoint,
-        mut head: Head,
-        body: Body,
-    ) -> Result<Response<Body>, ApiError> {
-        let url = endpoint.url(&head.method, &head.query).map_err(|e| fail(id, e))?;
+    async fn outside(&self, endpoint: &Endpoint, mut head: Head, source: &Source) -> Result<Response<Body>, Failed> {
+        let url = endpoint.url(&head.method, &head.query).map_err(Failed::Text)?;
         let Verb::Http(verb) = head.verb else {
-            return Err(fail(id, inbound::verb_error(&head.verb)));
+            return Err(Failed::text(inbound::verb_error(&head.verb)));
         };
         headers::for_http(&mut head.headers);
         head.headers.remove(CONTENT_LENGTH);
         for (name, value) in &endpoint.headers {
             head.headers.insert(name, value.clone());
         }
-        let source = Source::new(body, 0);
         let mut req = Request::new(source.body());
         *req.method_mut() = verb;
         *req.uri_mut() = url;
@@ -376,20 +437,19 @@ impl Invoke {
         let started = Instant::now();
         match self.transport.call_endpoint(endpoint, req).await {
             Ok(answer) => {
-                let status = i32::from(answer.status().as_u16());
+                let status = status_of(&answer);
                 self.metrics.invocation_response_received(&endpoint.name, status, false, started.elapsed());
                 Ok(answer)
             }
-            Err(e) => Err(caller_failure(&source).unwrap_or_else(|| match e.code {
-                grpc_code::PERMISSION_DENIED => target::failed(id, ErrorKind::PermissionDenied, e.message),
-                _ => fail(id, e.message),
-            })),
+            Err(e) => Err(Failed::Outside(e)),
         }
     }
 }
 
-/// Addresses tried at once when connections fail.
-const MAX_FAILOVER: usize = 3;
+/// The callee's own status: HTTP's, or gRPC's of a gRPC app.
+fn status_of(answer: &Response<Body>) -> i32 {
+    answer.extensions().get::<GrpcAnswer>().map_or_else(|| i32::from(answer.status().as_u16()), |a| a.code)
+}
 
 /// 500 / Internal.
 fn fail(id: &str, cause: impl std::fmt::Display) -> ApiError {

@@ -298,7 +298,7 @@ async fn another_replica_is_asked_without_waiting() {
     // Real time: a wait of the retry interval would show as a second.
     let started = Instant::now();
     rig.invoke.http(&cx(), target("two", "m"), post("body")).await.unwrap();
-    assert!(started.elapsed() < RETRY_INTERVAL);
+    assert!(started.elapsed() < Duration::from_secs(1));
     let calls = rig.transport.calls.lock();
     assert_ne!(calls[0].0, calls[1].0);
 }
@@ -575,6 +575,95 @@ async fn invoke_service_errors() {
     assert_eq!((reply.status.code, reply.status.message.as_str()), (5, "Not Found"));
     assert_eq!(reply.headers["dapr-http-status"], "404");
     assert!(reply.data.is_empty());
+}
+
+fn policies(yaml: &str) -> Option<Arc<Policies>> {
+    let mut loaded = mecha_resources::Loaded::default();
+    let head = "apiVersion: dapr.io/v1alpha1\nkind: Resiliency\nmetadata: {name: r}\nspec:\n";
+    loaded.read_text("test.yaml", &format!("{head}{yaml}"));
+    let docs: Vec<_> = loaded.resiliencies.into_iter().map(|d| d.value).collect();
+    assert_eq!(docs.len(), 1, "{:?}", loaded.diagnostics);
+    Some(Arc::new(Policies::compile(&docs, Arc::new(Metrics::disabled())).0))
+}
+
+fn flaky(statuses: &'static [u16]) -> Arc<FakeApp> {
+    let mut left = statuses.iter();
+    FakeApp::new(AppProtocol::Http, move |req| {
+        let mut res = Response::new(full(req.into_body()));
+        *res.status_mut() = StatusCode::from_u16(*left.next().unwrap_or(&200)).unwrap();
+        Ok(res)
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_policy_repeats_what_may_be_repeated() {
+    let plain = "  policies: {retries: {two: {policy: constant, duration: 1s, maxRetries: 2}}}
+  targets: {apps: {self: {retry: two}}}";
+    let matching = "  policies: {retries: {two: {policy: constant, duration: 1s, maxRetries: 2, matching: {httpStatusCodes: '503'}}}}
+  targets: {apps: {self: {retry: two}}}";
+    for (policy, verb, statuses, calls, last) in [
+        (plain, http::Method::PUT, &[500, 503][..], 3, 200),
+        (plain, http::Method::PUT, &[500, 500, 404, 500], 3, 404),
+        (plain, http::Method::POST, &[500], 1, 500),
+        (matching, http::Method::POST, &[503, 503], 3, 200),
+        (matching, http::Method::PUT, &[500], 1, 500),
+    ] {
+        let app = flaky(statuses);
+        let rig = rig_with(Some(app.clone()), false);
+        rig.invoke.set_policies(policies(policy));
+        let mut req = post("body");
+        *req.method_mut() = verb;
+        let res = rig.invoke.http(&cx(), target("self", "m"), req).await.unwrap();
+        assert_eq!(res.status().as_u16(), last, "{statuses:?}");
+        assert_eq!(text(res).await, "body");
+        let seen = app.seen.lock();
+        assert_eq!(seen.len(), calls, "{statuses:?}");
+        assert!(seen.iter().all(|r| r.body() == "body"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunked_request_is_sent_once_whatever_the_policy() {
+    let app = flaky(&[503, 503]);
+    let rig = rig_with(Some(app.clone()), false);
+    rig.invoke.set_policies(policies(
+        "  policies: {retries: {two: {policy: constant, duration: 1s, maxRetries: 2, matching: {httpStatusCodes: '503'}}}}
+  targets: {apps: {self: {retry: two}}}",
+    ));
+    let req = post("").map(|_| chunked(&["a"]));
+    let res = rig.invoke.http(&cx(), target("self", "m"), req).await.unwrap();
+    assert_eq!((res.status().as_u16(), app.seen.lock().len()), (503, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_names_the_app_replaces_the_built_in_retries() {
+    let rig = rig();
+    rig.invoke.set_policies(policies(
+        "  policies: {circuitBreakers: {b: {maxRequests: 1, timeout: 60s, trip: consecutiveFailures >= 2}}}
+  targets: {apps: {one: {circuitBreaker: b}}}",
+    ));
+    rig.transport.errors.lock().extend((0..9).map(|_| dial()));
+    for (n, why) in [(1, "connection refused"), (2, "connection refused"), (2, "circuit breaker is open")] {
+        let e = rig.invoke.http(&cx(), target("one", "m"), post("b")).await.unwrap_err();
+        assert!(e.message().ends_with(why), "{e}");
+        assert_eq!(rig.transport.calls.lock().len(), n);
+    }
+    // A breaker stands over one method, not over the app.
+    let e = rig.invoke.http(&cx(), target("one", "other"), post("b")).await.unwrap_err();
+    assert!(e.message().ends_with("connection refused"), "{e}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redefined_built_in_retry_is_used() {
+    let rig = rig();
+    rig.invoke.set_policies(policies(
+        "  policies: {retries: {DaprBuiltInServiceRetries: {policy: constant, duration: 10ms, maxRetries: 5}}}",
+    ));
+    rig.transport.errors.lock().extend((0..9).map(|_| dial()));
+    let started = Instant::now();
+    let e = rig.invoke.http(&cx(), target("one", "m"), post("b")).await.unwrap_err();
+    assert!(e.message().contains("after 5 retries"), "{e}");
+    assert!(started.elapsed() < Duration::from_secs(1));
 }
 
 #[test]

@@ -257,3 +257,7 @@ fn add_trace(cx: &Cx, metadata: &mut Metadata) {
         metadata.insert("tracestate", tracestate.as_ref());
     }
 }
+
+#[cfg(test)]
+#[path = "publish_tests.rs"]
+mod tests;

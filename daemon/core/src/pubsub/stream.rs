@@ -152,3 +152,7 @@ impl Drop for Forget<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

@@ -1,1 +1,223 @@
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use mecha_components_api::{Error, PubSubCaps, Verdict};
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::app::{AppError, AppVerdict};
+use crate::cx::{Cx, Front};
+use crate::pubsub::testing::*;
+use crate::pubsub::{StreamRequest, ask_app};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn sub(topic: &str, path: &str) -> AppSubscription {
+    AppSubscription { topic: topic.into(), default_route: Some(path.into()), ..orders() }
+}
+
+async fn rig() -> Rig {
+    Rig::new(Setup::default()).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_waits_until_the_brokers_have_it() {
+    let rig = rig().await;
+    rig.api.manager().start(vec![sub("a", "/a")], vec![sub("b", "/b")]).await;
+    let mut topics = rig.broker.topics();
+    topics.sort();
+    assert_eq!(topics, ["a", "b"]);
+    let sources: Vec<_> = rig.api.subscriptions().into_iter().map(|(s, source)| (s.topic, source)).collect();
+    assert_eq!(sources, [("b".into(), Source::Programmatic), ("a".into(), Source::Declarative)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_to_start_is_tried_for_ever_and_others_go_on() {
+    let rig = rig().await;
+    rig.broker.start_failures.store(40, Ordering::SeqCst);
+    let started = tokio::time::Instant::now();
+    rig.api.manager().start(Vec::new(), vec![sub("a", "/a")]).await;
+    assert!(started.elapsed() <= Duration::from_secs(5));
+    rig.broker.wait_for_subscribers(1).await;
+    // 40 failures with pauses of 5 s at most.
+    assert!(started.elapsed() <= Duration::from_secs(200), "{:?}", started.elapsed());
+    assert!(started.elapsed() >= Duration::from_secs(60), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_component_that_panics_is_started_again() {
+    let rig = rig().await;
+    rig.broker.panics.store(1, Ordering::SeqCst);
+    rig.api.manager().start(Vec::new(), vec![sub("a", "/a")]).await;
+    rig.broker.wait_for_subscribers(1).await;
+    assert_eq!(rig.broker.deliver("a", b"{}").await, Verdict::Ack);
+}
+
+#[tokio::test(start_paused = true)]
+async fn scopes_and_unknown_components_leave_one_out() {
+    let rig = Rig::new(Setup { scopes: vec![("allowedTopics", "a")], ..Setup::default() }).await;
+    let other = AppSubscription { pubsub: "later".into(), ..sub("a", "/x") };
+    rig.api.manager().start(Vec::new(), vec![other, sub("a", "/a"), sub("b", "/b")]).await;
+    assert_eq!(rig.broker.topics(), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_component_that_comes_later_is_subscribed_then() {
+    let rig = rig().await;
+    let handle = rig.store.edit(|s| s.pubsub.remove("bus")).await.unwrap();
+    rig.api.manager().start(Vec::new(), vec![sub("a", "/a")]).await;
+    assert!(rig.broker.topics().is_empty());
+    let swap = rig.api.manager().replace(handle, LIMIT).await;
+    assert!(swap.attached());
+    assert!(swap.finish(Duration::ZERO, LIMIT).await);
+    assert_eq!(rig.broker.topics(), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn documents_that_change_start_before_the_old_ones_stop() {
+    let rig = rig().await;
+    let manager = rig.api.manager();
+    manager.start(vec![sub("a", "/old"), sub("b", "/b"), sub("c", "/c")], Vec::new()).await;
+    manager.set_declarative(vec![sub("a", "/new"), sub("b", "/b"), sub("d", "/d")]).await;
+    eventually("the change", || {
+        let mut topics = rig.broker.topics();
+        topics.sort();
+        topics == ["a", "b", "d"]
+    })
+    .await;
+    assert_eq!(rig.broker.deliver("a", b"{}").await, Verdict::Ack);
+    assert_eq!(rig.app.seen.lock()[0].path, "/new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_stops_fetching_and_costs_no_event() {
+    let rig = rig().await;
+    let manager = rig.api.manager().clone();
+    manager.start(Vec::new(), vec![AppSubscription { dead_letter_topic: Some("poison".into()), ..orders() }]).await;
+    let stream = StreamRequest {
+        pubsub: "bus".into(),
+        topic: "streamed".into(),
+        metadata: Default::default(),
+        dead_letter_topic: None,
+    };
+    let _stream = rig.api.stream(&Cx::new(Front::Grpc), stream).await.unwrap();
+    let gate = Arc::new(Semaphore::new(0));
+    let open = gate.clone();
+    rig.app.on_event(move |_| {
+        let gate = gate.clone();
+        async move {
+            gate.acquire().await.unwrap().forget();
+            Err(AppError::transport(Error::unavailable("connection refused")))
+        }
+    });
+    let pause = async {
+        rig.app.wait_for_calls(1).await;
+        manager.pause();
+        open.add_permits(1);
+    };
+    let (verdict, ()) = tokio::join!(rig.broker.deliver("orders", b"{}"), pause);
+    assert_eq!((verdict, rig.sent().len()), (Verdict::Release, 0));
+    eventually("the pause", || rig.broker.topics() == ["streamed"]).await;
+    rig.app.always(|| Ok(AppVerdict::Success));
+    manager.resume().await;
+    assert_eq!(rig.broker.deliver("orders", b"{}").await, Verdict::Ack);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_is_for_good() {
+    let rig = rig().await;
+    let manager = rig.api.manager();
+    manager.start(Vec::new(), vec![orders()]).await;
+    assert!(manager.stop(LIMIT).await);
+    manager.start(Vec::new(), vec![orders()]).await;
+    manager.resume().await;
+    assert!(rig.broker.topics().is_empty());
+    rig.tasks.shut_down().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_owner_of_all_tasks_can_stop_subscriptions_alone() {
+    let rig = rig().await;
+    rig.api.manager().start(Vec::new(), vec![orders()]).await;
+    rig.app.on_event(|_| std::future::pending());
+    let stop = async {
+        rig.app.wait_for_calls(1).await;
+        rig.tasks.shut_down().await;
+    };
+    let (verdict, ()) = tokio::join!(rig.broker.deliver("orders", b"{}"), stop);
+    assert_eq!(verdict, Verdict::Release);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swap_starts_the_new_one_and_reads_the_old_one_until_it_is_empty() {
+    let rig = rig().await;
+    let manager = rig.api.manager().clone();
+    manager.start(Vec::new(), vec![sub("a", "/a")]).await;
+    let stream = StreamRequest {
+        pubsub: "bus".into(),
+        topic: "streamed".into(),
+        metadata: Default::default(),
+        dead_letter_topic: None,
+    };
+    let mut stream = rig.api.stream(&Cx::new(Front::Grpc), stream).await.unwrap();
+    let next = FakeBroker::new(PubSubCaps::default());
+    let swap = manager.replace(rig.handle(next.clone()), LIMIT).await;
+    assert!(swap.attached());
+    // Both deliver.
+    let mut topics = next.topics();
+    topics.sort();
+    assert_eq!((topics, rig.broker.topics().len()), (vec!["a".to_owned(), "streamed".into()], 2));
+    assert_eq!(next.deliver("a", b"{}").await, Verdict::Ack);
+    assert_eq!(rig.broker.deliver("a", b"{}").await, Verdict::Ack);
+    rig.install(next.clone()).await;
+    assert!(swap.finish(Duration::from_millis(500), LIMIT).await);
+    assert!(rig.broker.topics().is_empty());
+    let client = async {
+        let event = stream.events.recv().await.unwrap();
+        assert!(stream.processed(&event.id, AppVerdict::Success));
+    };
+    let (verdict, ()) = tokio::join!(next.deliver("streamed", b"{}"), client);
+    assert_eq!(verdict, Verdict::Ack);
+    // The client leaves: the moved subscription ends too.
+    drop(stream);
+    next.wait_for_subscribers(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swap_to_a_broker_that_is_not_there_goes_back() {
+    let rig = rig().await;
+    let manager = rig.api.manager().clone();
+    manager.start(Vec::new(), vec![sub("a", "/a")]).await;
+    let next = FakeBroker::new(PubSubCaps::default());
+    next.slow_start.send_replace(false);
+    let swap = manager.replace(rig.handle(next.clone()), LIMIT).await;
+    assert!(!swap.attached());
+    swap.roll_back(LIMIT).await;
+    next.slow_start.send_replace(true);
+    assert!(next.topics().is_empty());
+    assert_eq!(rig.broker.deliver("a", b"{}").await, Verdict::Ack);
+    assert!(manager.stop(LIMIT).await);
+    assert!(rig.broker.topics().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_component_is_let_go() {
+    let rig = rig().await;
+    rig.api.manager().start(Vec::new(), vec![orders()]).await;
+    assert!(rig.api.manager().remove("bus", LIMIT).await);
+    assert!(rig.broker.topics().is_empty());
+    let handle = rig.store.edit(|s| s.pubsub.remove("bus")).await.unwrap();
+    eventually("the last use", || Arc::strong_count(&handle) == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_apps_list_is_asked_for_until_it_answers() {
+    let rig = rig().await;
+    let refused = || Err(AppError::transport(Error::unavailable("refused")));
+    *rig.app.lists.lock() = vec![refused(), refused(), Ok(Some(vec![orders()]))];
+    assert_eq!(ask_app(&*rig.app).await, [orders()]);
+    *rig.app.lists.lock() = vec![Err(http_error(500)), Ok(Some(vec![orders()]))];
+    assert_eq!(ask_app(&*rig.app).await, []);
+    *rig.app.lists.lock() = (0..10).map(|_| refused()).collect();
+    assert_eq!(ask_app(&*rig.app).await, []);
+}

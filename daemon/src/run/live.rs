@@ -1,0 +1,314 @@
+//! The process from bound listeners to exit: servers over the current runtime, signals, rebuilds.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::TcpListener as StdTcp;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use mecha_core::health::{Health, Phase};
+use mecha_core::metrics::Metrics;
+use mecha_core::{ShutdownRequest, Tasks};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::runtime::{Fixtures, Runtime};
+use super::stop::{self, Cause};
+use super::{app_side, fatal};
+use crate::cli::{self, Mode, Options};
+use crate::http::public;
+use crate::peer::Connected;
+use crate::ports::{self, Listener as Bound, Listeners};
+use crate::serve::{Listener, ServerLimits, serve};
+
+/// Added to `read-buffer-size` for the HTTP/1.1 header limit, as the incumbent does.
+const HEADER_SLACK: u64 = 4096;
+/// After a forced shutdown by API the answer gets this long to go out.
+const FORCED_DELAY: Duration = Duration::from_millis(100);
+
+/// The runtime that requests meet now.
+pub(super) struct Live {
+    current: ArcSwap<Runtime>,
+}
+
+/// Everything that runs while the process does.
+pub(super) struct Servers {
+    /// API and public servers.
+    pub(super) apis: Tasks,
+    /// Peer server; stays up a little longer than the APIs.
+    pub(super) peers: Tasks,
+    /// Metrics, until the very end.
+    pub(super) metrics: Tasks,
+    /// Socket files go away with these.
+    _sockets: Vec<ports::SocketFile>,
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next signal that ends the process, by its name.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            if let Some(name) = self.next().await {
+                return name;
+            }
+        }
+    }
+
+    /// The next signal: the name of one that ends the process, or `None` for a reload.
+    async fn next(&mut self) -> Option<&'static str> {
+        tokio::select! {
+            _ = self.interrupt.recv() => Some("interrupt"),
+            _ = self.terminate.recv() => Some("terminated"),
+            _ = self.hangup.recv() => None,
+        }
+    }
+}
+
+/// Runs the daemon over bound listeners.
+pub(super) async fn run(options: Options, listeners: Listeners) -> ExitCode {
+    let began = Instant::now();
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(e) => return fatal(&format!("listening for signals failed: {e}")),
+    };
+    for warning in &listeners.warnings {
+        tracing::warn!(target: "dapr.runtime", "{warning}");
+    }
+    announce(&options);
+    let health = Arc::new(Health::new(options.app_id.as_str().into(), vec!["app"]));
+    let fix = Fixtures {
+        host_address: cli::host_address(options.env.host_ip.as_deref()),
+        ports: listeners.ports,
+        options: Arc::new(options),
+        health: health.clone(),
+    };
+    let building = Runtime::build(&fix, None);
+    let built = tokio::select! {
+        built = building => built,
+        name = signals.stop() => {
+            tracing::info!(target: "dapr.runtime", "Received signal '{name}'; beginning shutdown");
+            return ExitCode::SUCCESS;
+        }
+    };
+    let runtime = match built {
+        Ok(runtime) => Arc::new(runtime),
+        Err(e) => return fatal(&e),
+    };
+    let live = Arc::new(Live { current: ArcSwap::new(runtime.clone()) });
+    let servers = match start(&fix.options, listeners, &live) {
+        Ok(servers) => servers,
+        Err(e) => return fatal(&format!("starting the servers failed: {e}")),
+    };
+    health.outbound_ready();
+    let attached = tokio::spawn(app_side::attach(runtime, fix.options.clone(), began));
+    drive(fix, live, servers, signals, attached).await
+}
+
+/// The lines that say what starts.
+fn announce(options: &Options) {
+    match options.mode {
+        Mode::Standalone => tracing::info!(target: "dapr.runtime", "standalone mode configured"),
+        Mode::Kubernetes => tracing::info!(target: "dapr.runtime", "Kubernetes mode configured"),
+    }
+    tracing::info!(target: "dapr.runtime", "app id: {}", options.app_id);
+    if !options.control_plane.mtls {
+        tracing::info!(
+            target: "dapr.runtime",
+            "mTLS is disabled. Skipping certificate request and tls validation"
+        );
+    }
+}
+
+/// Follows signals, shutdown requests and rebuilds until the process ends.
+async fn drive(
+    fix: Fixtures,
+    live: Arc<Live>,
+    servers: Servers,
+    mut signals: Signals,
+    mut attached: JoinHandle<()>,
+) -> ExitCode {
+    loop {
+        let runtime = live.current.load_full();
+        let mut requests = runtime.core.shutdown_requests();
+        drop(runtime);
+        let cause = tokio::select! {
+            signal = signals.next() => if let Some(name) = signal {
+                tracing::info!(target: "dapr.runtime", "Received signal '{name}'; beginning shutdown");
+                Cause::Signal
+            } else {
+                tracing::info!(target: "dapr.runtime", "Received signal 'hangup'; restarting");
+                match rebuild(&fix, &live, &mut attached).await {
+                    Ok(()) => continue,
+                    Err(e) if fix.options.strict.degrade => {
+                        tracing::error!(target: "dapr.runtime", "the reload failed, everything stays as it was: {e}");
+                        continue;
+                    }
+                    Err(e) => {
+                        tracing::error!(target: "dapr.runtime", "Fatal error from runtime: {e}");
+                        Cause::Failure
+                    }
+                }
+            },
+            asked = requests.wait_for(|r| *r != ShutdownRequest::None) => match asked.map(|r| *r) {
+                Ok(ShutdownRequest::Forced) => {
+                    tracing::warn!(
+                        target: "dapr.runtime",
+                        "Force shutdown requested, exiting immediately without graceful shutdown"
+                    );
+                    tokio::time::sleep(FORCED_DELAY).await;
+                    return ExitCode::FAILURE;
+                }
+                Ok(ShutdownRequest::Failed) => Cause::Failure,
+                _ => Cause::Api,
+            }
+        };
+        attached.abort();
+        let stopping = stop::run(&fix, live.current.load_full(), servers, cause);
+        return tokio::select! {
+            code = stopping => code,
+            name = signals.stop() => {
+                tracing::error!(
+                    target: "dapr.runtime",
+                    "Received signal '{name}' during shutdown; exiting immediately"
+                );
+                ExitCode::FAILURE
+            }
+        };
+    }
+}
+
+/// Builds the next runtime beside the current one, switches, and drains the old one.
+async fn rebuild(fix: &Fixtures, live: &Live, attached: &mut JoinHandle<()>) -> Result<(), String> {
+    let began = Instant::now();
+    let old = live.current.load_full();
+    let next = Arc::new(Runtime::build(fix, Some(&old.core.metrics)).await?);
+    attached.abort();
+    stop::settle_inputs(&old).await;
+    live.current.store(next.clone());
+    *attached = tokio::spawn(app_side::attach(next, fix.options.clone(), began));
+    // Requests that began on the old runtime finish there.
+    tokio::spawn(async move { stop::retire(old).await });
+    Ok(())
+}
+
+fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Result<Servers> {
+    let Listeners { http, grpc, internal, public: public_listener, metrics, profiling, .. } = listeners;
+    // Bound so that nobody else takes it; there is nothing to serve on it.
+    drop(profiling);
+    let mut servers = Servers { apis: Tasks::new(), peers: Tasks::new(), metrics: Tasks::new(), _sockets: Vec::new() };
+    let header_bytes = usize::try_from(options.read_buffer_size + HEADER_SLACK).unwrap_or(usize::MAX);
+    let api_limits = ServerLimits {
+        header_bytes,
+        header_list_bytes: u32::try_from(options.read_buffer_size.saturating_mul(1024)).unwrap_or(u32::MAX),
+        http1_only: options.env.disable_h2c,
+        ..ServerLimits::default()
+    };
+    tracing::info!(
+        target: "dapr.runtime.http",
+        "The request body size parameter is: {} bytes", options.max_body_size
+    );
+    if options.env.api_token.is_some() {
+        tracing::info!(target: "dapr.runtime.http", "Enabled token authentication on HTTP server");
+        tracing::info!(target: "dapr.runtime.grpc", "Enabled token authentication on gRPC server");
+    }
+    if options.allowed_origins != cli::Origins::Off {
+        tracing::info!(target: "dapr.runtime.http", "Enabled CORS HTTP middleware");
+    }
+    for bound in http {
+        match &bound {
+            Bound::Tcp(_) => {
+                tracing::info!(target: "dapr.runtime.http", "HTTP server listening on TCP address: {bound}");
+            }
+            Bound::Unix(..) => {
+                tracing::info!(target: "dapr.runtime.http", "HTTP server listening on UNIX socket: {bound}");
+            }
+        }
+        let listener = usable(bound, &mut servers._sockets)?;
+        let live = live.clone();
+        let service = service_fn(move |req: Request<Incoming>| {
+            let http = live.current.load().http.clone();
+            async move { http.handle(req).await }
+        });
+        servers.apis.spawn("HTTP API", serve(listener, service, api_limits, servers.apis.clone()));
+    }
+    tracing::info!(target: "dapr.runtime", "HTTP server is running on port {}", options.http_port);
+    let grpc_limits = ServerLimits { http2_only: true, http1_only: false, ..api_limits };
+    let _ = grpc;
+    tracing::info!(target: "dapr.runtime.grpc.api", "API gRPC server is running on port {}", options.grpc_port);
+    if let Some(listener) = public_listener {
+        let live = live.clone();
+        let service = service_fn(move |req: Request<Incoming>| {
+            let core = live.current.load().core.clone();
+            async move { public(core, req).await }
+        });
+        let limits = ServerLimits { http1_only: true, ..api_limits };
+        servers.apis.spawn("public HTTP", serve(Listener::Tcp(tcp(listener)?), service, limits, servers.apis.clone()));
+    }
+    let address = internal.local_addr()?;
+    tracing::info!(
+        target: "dapr.runtime.grpc.internal",
+        "Internal gRPC server is running on {}:{}", options.internal_grpc_listen_address, address.port()
+    );
+    let peer_live = live.clone();
+    let service = service_fn(move |req: Request<Incoming>| {
+        let peers = peer_live.current.load().peers.clone();
+        async move { Ok::<_, Infallible>(peers.handle(&Connected::default(), req).await) }
+    });
+    servers
+        .peers
+        .spawn("peer server", serve(Listener::Tcp(tcp(internal)?), service, grpc_limits, servers.peers.clone()));
+    if let Some(listener) = metrics {
+        tracing::info!(target: "dapr.metrics", "metrics server started on {}", listener.local_addr()?);
+        let live = live.clone();
+        let scrape: Arc<dyn Fn() -> String + Send + Sync> =
+            Arc::new(move || Metrics::encode(&live.current.load().core.metrics));
+        let stop = servers.metrics.stopping().clone();
+        servers.metrics.spawn("metrics server", async move {
+            if let Err(e) = ports::serve_metrics(listener, scrape, stop).await {
+                tracing::error!(target: "dapr.metrics", "the metrics server ended: {e}");
+            }
+        });
+    }
+    Ok(servers)
+}
+
+fn usable(bound: Bound, sockets: &mut Vec<ports::SocketFile>) -> io::Result<Listener> {
+    match bound {
+        Bound::Tcp(listener) => Ok(Listener::Tcp(tcp(listener)?)),
+        Bound::Unix(listener, file) => {
+            sockets.push(file);
+            listener.set_nonblocking(true)?;
+            Ok(Listener::Unix(tokio::net::UnixListener::from_std(listener)?))
+        }
+    }
+}
+
+fn tcp(listener: StdTcp) -> io::Result<tokio::net::TcpListener> {
+    listener.set_nonblocking(true)?;
+    tokio::net::TcpListener::from_std(listener)
+}
+
+/// Enters a phase, in health and log.
+pub(super) fn enter(health: &Health, phase: Phase) {
+    health.enter(phase);
+    tracing::debug!(target: "dapr.runtime", "phase: {}", phase.as_str());
+}

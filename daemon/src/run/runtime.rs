@@ -1,0 +1,298 @@
+//! One runtime: everything built from one set of documents. SIGHUP builds the next one beside it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mecha_components_api::{BuildCx, Instance, Registry, SystemClock};
+use mecha_core::app::AppProtocol;
+use mecha_core::bindings::Inputs;
+use mecha_core::health::Health;
+use mecha_core::invoke::{Invoke, InvokeParts};
+use mecha_core::loader::{EnvLookup, Loader, LoaderCx};
+use mecha_core::metrics::Metrics;
+use mecha_core::policies::Policies;
+use mecha_core::trace::Mode;
+use mecha_core::{Core, CoreParts, Identity, Tasks};
+use mecha_resources::Resource;
+
+use super::{documents, endpoints, names, settings};
+use crate::app::{self, AppTarget, Gate};
+use crate::cli::{self, BoundPorts, Options};
+use crate::http::{Cors, HttpApi, HttpOptions};
+use crate::peer::{Client, PeerServer, Pool, PoolSettings, TcpDial};
+use crate::proxy::{GrpcProxy, OwnApp, ProxyApp};
+use crate::telemetry::Telemetry;
+use crate::token::ApiToken;
+
+/// What a stop gives one component to become idle.
+const COMPONENT_DRAIN: Duration = Duration::from_secs(5);
+/// What a stop gives the exporters to send what waits.
+const TELEMETRY_LIMIT: Duration = Duration::from_secs(2);
+
+/// A built runtime.
+pub(super) struct Runtime {
+    pub(super) core: Arc<Core>,
+    pub(super) http: Arc<HttpApi>,
+    pub(super) proxy: Arc<GrpcProxy>,
+    pub(super) peers: Arc<PeerServer>,
+    pub(super) inputs: Inputs,
+    pub(super) gate: Arc<Gate>,
+    pub(super) subscriptions: Vec<mecha_resources::Subscription>,
+    telemetry: Telemetry,
+    /// Connections to peers and the announcement; they outlive the APIs.
+    outgoing: Tasks,
+}
+
+/// What stays the same over every runtime of the process.
+#[derive(Clone)]
+pub(super) struct Fixtures {
+    pub(super) options: Arc<Options>,
+    pub(super) ports: BoundPorts,
+    pub(super) host_address: String,
+    pub(super) health: Arc<Health>,
+}
+
+impl Fixtures {
+    /// Looks a variable up: those the daemon adds, then the environment.
+    fn vars(&self) -> EnvLookup {
+        let overlay: BTreeMap<String, String> = cli::overlay(&self.options, &self.host_address, self.ports);
+        Arc::new(move |name| overlay.get(name).cloned().or_else(|| std::env::var(name).ok()))
+    }
+
+    fn home(&self) -> PathBuf {
+        self.options.home.clone().unwrap_or_else(|| std::env::temp_dir().join("mecha"))
+    }
+}
+
+impl Runtime {
+    /// Builds a runtime up to "outbound ready". `before` are the metrics to go on counting.
+    ///
+    /// # Errors
+    /// What the contract ends the process for.
+    pub(super) async fn build(fix: &Fixtures, before: Option<&Metrics>) -> Result<Self, String> {
+        let options = &fix.options;
+        let vars = fix.vars();
+        let docs = documents::read(options, &*vars)?;
+        let config = &docs.configuration;
+
+        let tracing = settings::tracing(config);
+        let telemetry = Telemetry::start(&tracing, &options.env.otel, &options.app_id).map_err(|e| e.to_string())?;
+        let metrics_config = settings::metrics(config, options);
+        let (metrics, mistakes) = match before {
+            Some(old) => Metrics::succeed(old, metrics_config),
+            None => Metrics::lenient(metrics_config),
+        };
+        for mistake in mistakes {
+            tracing::error!(target: "dapr.metrics", "Configuration: {mistake}; the setting is left out");
+        }
+        let metrics = Arc::new(metrics);
+
+        for doc in &docs.resiliencies {
+            tracing::info!(target: "dapr.runtime.resiliency", "Loading Resiliency configuration: {}", doc.name());
+        }
+        let (policies, mistakes) = Policies::compile(&docs.resiliencies, metrics.clone());
+        for mistake in mistakes {
+            tracing::error!(target: "dapr.runtime.resiliency", "Could not read resiliency policy {mistake}");
+        }
+
+        let identity = Identity {
+            app_id: options.app_id.as_str().into(),
+            namespace: options.env.namespace.clone().unwrap_or_default().into(),
+            pod_name: options.env.pod_name.clone().unwrap_or_default().into(),
+        };
+        let gate = Arc::new(Gate::new(options.app_max_concurrency));
+        let app_target = options.app_port.map(|port| AppTarget {
+            protocol: protocol(options.app_protocol),
+            host: options.app_channel_address.clone(),
+            port,
+            max_concurrency: options.app_max_concurrency,
+            token: options.env.app_token.as_ref().map(|t| t.expose().to_owned()),
+            max_body: options.max_body_size,
+            app_id: options.app_id.clone(),
+        });
+        let app = match &app_target {
+            Some(target) => Some(app::channel(target, gate.clone(), metrics.clone())?),
+            None => None,
+        };
+        let max_body = usize::try_from(options.max_body_size).unwrap_or(usize::MAX);
+        let outgoing = Tasks::new();
+        let pool_settings =
+            PoolSettings { max_idle: options.env.peer_idle, sweep: options.env.peer_sweep, ..PoolSettings::default() };
+        let pool = Pool::new(Arc::new(TcpDial), pool_settings, outgoing.clone());
+        let transport = Arc::new(Client::new(pool.clone(), max_body));
+        let invoke = Arc::new(Invoke::new(InvokeParts {
+            identity: identity.clone(),
+            host_address: fix.host_address.clone(),
+            host_name: cli::host_name(),
+            app: app.clone(),
+            transport,
+            metrics: metrics.clone(),
+            strict: options.strict.url_targets || options.strict.app_routes,
+            max_body,
+        }));
+        let core = Arc::new(Core::new(CoreParts {
+            identity: identity.clone(),
+            health: fix.health.clone(),
+            metrics: metrics.clone(),
+            tracer: telemetry.tracer().clone(),
+            app,
+            invoke: invoke.clone(),
+        }));
+        let (rules, warnings) = settings::api_rules(config, options.strict.api_rules);
+        for warning in warnings {
+            tracing::warn!(target: "dapr.runtime", "{warning}");
+        }
+        core.api_rules.store(Arc::new(rules));
+        core.secrets.set_scopes(settings::secret_scopes(config));
+
+        let mut registry = Registry::new();
+        mecha_components::register_all(&mut registry);
+        let build_cx = BuildCx {
+            name: "nameresolution".into(),
+            app_id: identity.app_id.clone(),
+            namespace: identity.namespace.clone(),
+            strict: options.strict.sqlite_full,
+            home: fix.home(),
+            clock: Arc::new(SystemClock),
+        };
+        let local = vars(names::REGISTRY_VARIABLE).filter(|p| !p.is_empty());
+        match names::build(&registry, config, local, &build_cx).await {
+            Ok(resolver) => {
+                invoke.set_resolver(Some(resolver.clone()));
+                names::announce(resolver, instance(fix, &identity), &outgoing);
+            }
+            Err(e) if options.strict.degrade => {
+                tracing::error!(target: "dapr.runtime", "other apps cannot be found by name: {e}");
+            }
+            Err(e) => return Err(e),
+        }
+
+        let proxy = Arc::new(GrpcProxy::new(
+            invoke.clone(),
+            pool.clone(),
+            own_app(app_target.as_ref(), &gate, &outgoing)?,
+            telemetry.tracer().mode() == Mode::Off,
+        ));
+        let peers = Arc::new(PeerServer::new(invoke.clone(), Some(proxy.clone()), max_body));
+        let http = Arc::new(HttpApi::new(
+            core.clone(),
+            HttpOptions {
+                max_body: options.max_body_size,
+                token: options.env.api_token.as_ref().and_then(|t| ApiToken::new(t.expose())),
+                cors: Cors::new(&origins(options)),
+                log: settings::api_log(config, options),
+                check_origin: options.strict.host_check,
+            },
+        ));
+
+        let policies = Arc::new(policies);
+        let loader = Arc::new(Loader::new(
+            core.clone(),
+            registry,
+            policies.clone(),
+            LoaderCx {
+                strict: options.strict.degrade,
+                home: fix.home(),
+                clock: Arc::new(SystemClock),
+                env: vars.clone(),
+                default_secret_store: String::new(),
+                denied: config.denied_components.clone().unwrap_or_default(),
+                left_out: mecha_components::left_out,
+            },
+        ));
+        let names: Vec<String> = docs.resiliencies.iter().map(|r| r.name().to_owned()).collect();
+        core.metadata.set_fixed(settings::fixed(config, options, Vec::new(), names.clone()));
+        let runtime = Self {
+            inputs: Inputs::new(options.app_binding_options_timeout),
+            subscriptions: docs.subscriptions,
+            core: core.clone(),
+            http,
+            proxy,
+            peers,
+            gate,
+            telemetry,
+            outgoing,
+        };
+        if let Err(e) = loader.load_all(docs.components).await {
+            runtime.close().await;
+            return Err(e.to_string());
+        }
+        let endpoints = endpoints::build(&core, &docs.endpoints, &*vars, options.strict.url_targets).await;
+        let endpoint_names = docs.endpoints.iter().map(|e| e.name().to_owned()).collect();
+        invoke.set_endpoints(endpoints);
+        core.metadata.set_fixed(settings::fixed(config, options, endpoint_names, names));
+        Ok(runtime)
+    }
+
+    /// Ends what is left once no API uses the runtime any more: background work, components,
+    /// outgoing connections, telemetry.
+    pub(super) async fn close(self) {
+        self.core.tasks.shut_down().await;
+        let snapshot = self.core.store.edit(std::mem::take).await;
+        let limit = COMPONENT_DRAIN;
+        for info in &snapshot.listed {
+            tracing::info!(target: "dapr.runtime", "Shutting down component {}", info.name);
+        }
+        let mecha_core::store::Snapshot { state, pubsub, input, output, secrets, configuration, lock, .. } = snapshot;
+        macro_rules! close_all {
+            ($($map:ident),*) => {$(
+                for handle in $map.into_values() {
+                    mecha_core::store::drain(handle, limit).await;
+                }
+            )*};
+        }
+        close_all!(input, pubsub, output, state, configuration, lock, secrets);
+        self.outgoing.shut_down().await;
+        if !self.telemetry.shutdown(TELEMETRY_LIMIT).await {
+            tracing::warn!(target: "dapr.runtime", "some spans could not be exported before the stop");
+        }
+    }
+}
+
+fn instance(fix: &Fixtures, me: &Identity) -> Instance {
+    let listen = fix.options.internal_grpc_listen_address.as_str();
+    let local = ["127.0.0.1", "localhost", "[::1]", "::1"].contains(&listen);
+    Instance {
+        app_id: me.app_id.to_string(),
+        namespace: me.namespace.to_string(),
+        host: if local { listen.to_owned() } else { fix.host_address.clone() },
+        port: fix.ports.internal,
+        instance_id: uuid::Uuid::new_v4().to_string(),
+    }
+}
+
+/// Where proxied gRPC calls for the own app go.
+fn own_app(target: Option<&AppTarget>, gate: &Arc<Gate>, tasks: &Tasks) -> Result<OwnApp, String> {
+    let Some(target) = target else { return Ok(OwnApp::None) };
+    if !target.protocol.is_grpc() {
+        return Ok(OwnApp::Other(target.protocol.as_str()));
+    }
+    let token = target.token.as_deref().map(http::HeaderValue::from_str).transpose();
+    Ok(OwnApp::Grpc(ProxyApp {
+        pool: Pool::new(app::dial(target)?, PoolSettings::default(), tasks.clone()),
+        address: target.authority(),
+        tls: target.protocol.is_tls(),
+        token: token.map_err(|_| "APP_API_TOKEN holds characters no header can carry")?,
+        admission: Some(gate.clone()),
+    }))
+}
+
+fn origins(options: &Options) -> String {
+    match &options.allowed_origins {
+        cli::Origins::Off => String::new(),
+        cli::Origins::Any => "*".to_owned(),
+        cli::Origins::List(list) => list.join(","),
+    }
+}
+
+fn protocol(p: cli::AppProtocol) -> AppProtocol {
+    match p {
+        cli::AppProtocol::Http => AppProtocol::Http,
+        cli::AppProtocol::Https => AppProtocol::Https,
+        cli::AppProtocol::H2c => AppProtocol::H2c,
+        cli::AppProtocol::Grpc => AppProtocol::Grpc,
+        cli::AppProtocol::Grpcs => AppProtocol::Grpcs,
+    }
+}

@@ -1,0 +1,134 @@
+//! The staged stop: stop fetching, finish, acknowledge, say goodbye, close.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mecha_core::Tasks;
+use mecha_core::health::Phase;
+use tokio::time::timeout;
+
+use super::live::{Servers, enter};
+use super::runtime::{Fixtures, Runtime};
+
+/// What pub/sub gets to finish the messages in flight.
+const PUBSUB_DRAIN: Duration = Duration::from_secs(30);
+/// What input bindings get to finish the events in flight.
+const INPUT_DRAIN: Duration = Duration::from_secs(30);
+/// What the API servers get to finish the calls in flight.
+const API_DRAIN: Duration = Duration::from_secs(10);
+/// How often the app's health is looked at while the stop is blocked.
+const BLOCK_PAUSE: Duration = Duration::from_millis(50);
+/// How long calls of a replaced runtime may go on.
+const RETIRE_GRACE: Duration = Duration::from_secs(30);
+/// How often it is looked whether they have ended.
+const RETIRE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Why the process stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// SIGINT or SIGTERM.
+    Signal,
+    /// The shutdown API.
+    Api,
+    /// Something that may not fail has failed.
+    Failure,
+}
+
+/// Stops the process gracefully within the configured time.
+pub(super) async fn run(fix: &Fixtures, runtime: Arc<Runtime>, servers: Servers, cause: Cause) -> ExitCode {
+    if cause == Cause::Signal
+        && let Some(limit) = fix.options.block_shutdown
+    {
+        block(fix, &runtime, limit).await;
+    }
+    tracing::info!(target: "dapr.runtime", "Dapr is shutting down");
+    let stages = stages(fix, runtime, servers);
+    let in_time = match fix.options.graceful_shutdown {
+        Some(limit) => timeout(limit, stages).await.is_ok(),
+        None => {
+            stages.await;
+            true
+        }
+    };
+    if !in_time {
+        tracing::error!(target: "dapr.runtime", "Graceful shutdown timeout exceeded, forcing shutdown");
+        return ExitCode::FAILURE;
+    }
+    if cause == Cause::Failure {
+        return ExitCode::FAILURE;
+    }
+    tracing::info!(target: "dapr.runtime", "Daprd shutdown gracefully");
+    ExitCode::SUCCESS
+}
+
+/// Keeps all APIs serving, without input, until the time is over or the app is unhealthy.
+async fn block(fix: &Fixtures, runtime: &Runtime, limit: Duration) {
+    tracing::info!(
+        target: "dapr.runtime",
+        "Blocking graceful shutdown for {} or until app reports unhealthy...",
+        mecha_resources::format_duration(limit)
+    );
+    enter(&fix.health, Phase::Draining);
+    settle_inputs(runtime).await;
+    let watched = fix.options.app_health.is_some();
+    let unhealthy = async {
+        while !watched || runtime.gate.is_healthy() {
+            tokio::time::sleep(BLOCK_PAUSE).await;
+        }
+    };
+    match timeout(limit, unhealthy).await {
+        Ok(()) => tracing::info!(target: "dapr.runtime", "App reported unhealthy, entering shutdown..."),
+        Err(_) => tracing::info!(target: "dapr.runtime", "Block shutdown period expired, entering shutdown..."),
+    }
+}
+
+/// Stops subscriptions and input bindings; what is in flight is finished first, and nothing is
+/// turned into a failure by the stop itself.
+pub(super) async fn settle_inputs(runtime: &Runtime) {
+    let pubsub = runtime.core.pubsub.manager().stop(PUBSUB_DRAIN);
+    let inputs = timeout(INPUT_DRAIN, runtime.inputs.stop());
+    let (drained, stopped) = tokio::join!(pubsub, inputs);
+    if !drained || stopped.is_err() {
+        tracing::warn!(
+            target: "dapr.runtime",
+            "some events were still in flight at the stop; the broker delivers them again"
+        );
+    }
+}
+
+async fn stages(fix: &Fixtures, runtime: Arc<Runtime>, servers: Servers) {
+    enter(&fix.health, Phase::Draining);
+    settle_inputs(&runtime).await;
+    // The app may call while it finishes, and peers until they have seen the goodbye.
+    bounded(&servers.apis, "API servers").await;
+    bounded(&servers.peers, "peer server").await;
+    enter(&fix.health, Phase::Drained);
+    retire(runtime).await;
+    tracing::info!(target: "dapr.runtime", "Dapr runtime stopped");
+    bounded(&servers.metrics, "metrics server").await;
+    enter(&fix.health, Phase::Stopped);
+}
+
+async fn bounded(tasks: &Tasks, what: &str) {
+    if timeout(API_DRAIN, tasks.shut_down()).await.is_err() {
+        tracing::warn!(target: "dapr.runtime", "{what}: some calls did not end in {API_DRAIN:?} and are cut off");
+    }
+}
+
+/// Closes a runtime once its last call has ended, or its grace is over.
+pub(super) async fn retire(mut runtime: Arc<Runtime>) {
+    let deadline = tokio::time::Instant::now() + RETIRE_GRACE;
+    loop {
+        match Arc::try_unwrap(runtime) {
+            Ok(alone) => return alone.close().await,
+            Err(shared) if tokio::time::Instant::now() >= deadline => {
+                tracing::warn!(target: "dapr.runtime", "calls of the replaced runtime did not end in {RETIRE_GRACE:?}");
+                drop(shared);
+                return;
+            }
+            Err(shared) => runtime = shared,
+        }
+        tokio::time::sleep(RETIRE_PAUSE).await;
+    }
+}
