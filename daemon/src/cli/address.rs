@@ -128,7 +128,7 @@ mod tests {
         #[test]
         fn the_peer_port_is_in_its_range(app in "\\PC{0,20}") {
             let port = stable_port(&app, "d", "1", "h");
-            proptest::prop_assert!(port >= FIRST_PEER_PORT && port < u16::MAX);
+            proptest::prop_assert!((FIRST_PEER_PORT..u16::MAX).contains(&port));
         }
     }
 

@@ -270,6 +270,19 @@ async fn a_collector_that_is_away_costs_no_time() {
 }
 
 #[tokio::test]
+async fn exporters_over_tls_are_built_without_connecting() {
+    for protocol in ["grpc", "http"] {
+        let config = TracingConfig {
+            otel: OtelConfig { protocol: Some(protocol.into()), ..otel("collector.invalid:443") },
+            ..with_rate("1")
+        };
+        let telemetry = Telemetry::start(&config, &OtelEnv::default(), "shop").unwrap();
+        // No span, nothing to send: the stop is clean.
+        assert!(telemetry.shutdown(Duration::from_secs(20)).await);
+    }
+}
+
+#[tokio::test]
 async fn a_bad_url_is_a_clear_error() {
     for url in ["zipkin:9411", "ftp://zipkin/", "http://"] {
         let config = TracingConfig { zipkin_endpoint: Some(url.into()), ..with_rate("1") };
