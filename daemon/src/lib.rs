@@ -6,6 +6,7 @@ pub mod body;
 pub mod cli;
 pub mod edge;
 mod events;
+pub mod grpc;
 pub mod http;
 pub mod logging;
 pub mod peer;
