@@ -16,6 +16,7 @@ use mecha_core::policies::Policies;
 use mecha_core::trace::Mode;
 use mecha_core::{Core, CoreParts, Identity, Tasks};
 use mecha_resources::Resource;
+use parking_lot::Mutex;
 
 use super::{documents, endpoints, names, settings};
 use crate::app::{self, AppTarget, Gate};
@@ -40,7 +41,7 @@ pub(super) struct Runtime {
     pub(super) inputs: Inputs,
     pub(super) gate: Arc<Gate>,
     pub(super) subscriptions: Vec<mecha_resources::Subscription>,
-    telemetry: Telemetry,
+    telemetry: Mutex<Option<Telemetry>>,
     /// Connections to peers and the announcement; they outlive the APIs.
     outgoing: Tasks,
 }
@@ -129,7 +130,8 @@ impl Runtime {
             app: app.clone(),
             transport,
             metrics: metrics.clone(),
-            strict: options.strict.url_targets || options.strict.app_routes,
+            declared_urls_only: options.strict.url_targets,
+            close_internal_routes: options.strict.app_routes,
             max_body,
         }));
         let core = Arc::new(Core::new(CoreParts {
@@ -188,6 +190,7 @@ impl Runtime {
         ));
 
         let policies = Arc::new(policies);
+        invoke.set_policies(Some(policies.clone()));
         let loader = Arc::new(Loader::new(
             core.clone(),
             registry,
@@ -212,7 +215,7 @@ impl Runtime {
             proxy,
             peers,
             gate,
-            telemetry,
+            telemetry: Mutex::new(Some(telemetry)),
             outgoing,
         };
         if let Err(e) = loader.load_all(docs.components).await {
@@ -226,9 +229,14 @@ impl Runtime {
         Ok(runtime)
     }
 
+    /// Whether calls are under way on it: each holds the front it came in by.
+    pub(super) fn is_busy(&self) -> bool {
+        Arc::strong_count(&self.http) > 1 || Arc::strong_count(&self.peers) > 1
+    }
+
     /// Ends what is left once no API uses the runtime any more: background work, components,
-    /// outgoing connections, telemetry.
-    pub(super) async fn close(self) {
+    /// outgoing connections, telemetry. Called once.
+    pub(super) async fn close(&self) {
         self.core.tasks.shut_down().await;
         let snapshot = self.core.store.edit(std::mem::take).await;
         let limit = COMPONENT_DRAIN;
@@ -245,7 +253,10 @@ impl Runtime {
         }
         close_all!(input, pubsub, output, state, configuration, lock, secrets);
         self.outgoing.shut_down().await;
-        if !self.telemetry.shutdown(TELEMETRY_LIMIT).await {
+        let telemetry = self.telemetry.lock().take();
+        if let Some(telemetry) = telemetry
+            && !telemetry.shutdown(TELEMETRY_LIMIT).await
+        {
             tracing::warn!(target: "dapr.runtime", "some spans could not be exported before the stop");
         }
     }

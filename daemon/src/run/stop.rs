@@ -104,7 +104,7 @@ async fn stages(fix: &Fixtures, runtime: Arc<Runtime>, servers: Servers) {
     bounded(&servers.apis, "API servers").await;
     bounded(&servers.peers, "peer server").await;
     enter(&fix.health, Phase::Drained);
-    retire(runtime).await;
+    runtime.close().await;
     tracing::info!(target: "dapr.runtime", "Dapr runtime stopped");
     bounded(&servers.metrics, "metrics server").await;
     enter(&fix.health, Phase::Stopped);
@@ -116,19 +116,11 @@ async fn bounded(tasks: &Tasks, what: &str) {
     }
 }
 
-/// Closes a runtime once its last call has ended, or its grace is over.
-pub(super) async fn retire(mut runtime: Arc<Runtime>) {
+/// Closes a replaced runtime once its last call has ended, or its grace is over.
+pub(super) async fn retire(runtime: Arc<Runtime>) {
     let deadline = tokio::time::Instant::now() + RETIRE_GRACE;
-    loop {
-        match Arc::try_unwrap(runtime) {
-            Ok(alone) => return alone.close().await,
-            Err(shared) if tokio::time::Instant::now() >= deadline => {
-                tracing::warn!(target: "dapr.runtime", "calls of the replaced runtime did not end in {RETIRE_GRACE:?}");
-                drop(shared);
-                return;
-            }
-            Err(shared) => runtime = shared,
-        }
+    while runtime.is_busy() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(RETIRE_PAUSE).await;
     }
+    runtime.close().await;
 }
