@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response};
 use mecha_core::app::{Body, BodyError};
-use mecha_core::invoke::{Reached, TransportError, code_name, empty, grpc_code};
+use mecha_core::invoke::{Reached, TransportError, empty, grpc_code};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 
 use super::wire;
@@ -164,15 +164,6 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
         cause = e.source();
     }
     text
-}
-
-/// Name of the code of an answer, for metrics.
-pub(crate) fn name_of(status: Option<&Result<(), TransportError>>) -> &'static str {
-    match status {
-        Some(Ok(())) => code_name(grpc_code::OK),
-        Some(Err(e)) => code_name(e.code),
-        None => code_name(grpc_code::UNKNOWN),
-    }
 }
 
 #[cfg(test)]

@@ -166,7 +166,8 @@ impl Sidecar {
             app,
             transport,
             metrics: Arc::new(Metrics::disabled()),
-            strict: false,
+            declared_urls_only: false,
+            close_internal_routes: false,
             max_body: MAX_BODY,
         }));
         invoke.set_resolver(Some(Arc::new(names.clone())));

@@ -82,7 +82,7 @@ impl Invoke {
             };
             let question = Question { caller: caller.identity, from: caller.from, operation, verb, http };
             self.check_access(question).map_err(denied)?;
-            if self.strict && http && self.is_internal(operation) {
+            if self.close_internal_routes && http && self.is_internal(operation) {
                 return Err(denied("this route of the app is closed to other apps".to_owned()));
             }
         }

@@ -74,8 +74,10 @@ pub struct InvokeParts {
     pub transport: Arc<dyn Transport>,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Strict mode: undeclared URLs are refused, internal routes of the app are closed to peers.
-    pub strict: bool,
+    /// URLs that no HTTPEndpoint declares are refused (strict mode).
+    pub declared_urls_only: bool,
+    /// `/dapr/*` and routes of subscriptions are closed to peers (strict mode).
+    pub close_internal_routes: bool,
     /// Bytes of an answer that has to be held as a whole (`InvokeService`).
     pub max_body: usize,
 }
@@ -88,7 +90,8 @@ pub struct Invoke {
     app: Option<Arc<dyn AppChannel>>,
     transport: Arc<dyn Transport>,
     metrics: Arc<Metrics>,
-    strict: bool,
+    declared_urls_only: bool,
+    close_internal_routes: bool,
     max_body: usize,
     addresses: Addresses,
     endpoints: ArcSwap<HashMap<Box<str>, Arc<Endpoint>>>,
@@ -111,7 +114,17 @@ impl Invoke {
     /// Invocation without name resolver, endpoints and rules; these are set when they are known.
     #[must_use]
     pub fn new(parts: InvokeParts) -> Self {
-        let InvokeParts { identity, host_address, host_name, app, transport, metrics, strict, max_body } = parts;
+        let InvokeParts {
+            identity,
+            host_address,
+            host_name,
+            app,
+            transport,
+            metrics,
+            declared_urls_only,
+            close_internal_routes,
+            max_body,
+        } = parts;
         let hop = HopHeaders::new(&identity.app_id, identity.namespace_or_default(), &host_address, &host_name);
         Self {
             identity,
@@ -119,7 +132,8 @@ impl Invoke {
             app,
             transport,
             metrics,
-            strict,
+            declared_urls_only,
+            close_internal_routes,
             max_body,
             addresses: Addresses::default(),
             endpoints: ArcSwap::default(),
@@ -289,7 +303,7 @@ impl Invoke {
             // What the callee said last is the answer, whatever the policy made of it.
             Err(RunError::Failed(Judged { failed: Failed::Answer(answer), .. })) => Ok(*answer),
             Err(RunError::Failed(Judged { failed, .. })) => Err(failed.into_api(id, &source)),
-            Err(other) => Err(caller_failure(&source).unwrap_or_else(|| fail(id, other))),
+            Err(other) => Err(caller_failure(&source).unwrap_or_else(|| fail(id, other.map(|_| "")))),
         }
     }
 
@@ -306,7 +320,7 @@ impl Invoke {
             return Ok(Route::Outside(endpoint.clone()));
         }
         match Id::parse(id, self.identity.namespace_or_default()).map_err(|e| fail(id, e))? {
-            Id::Url(_) if self.strict => {
+            Id::Url(_) if self.declared_urls_only => {
                 let cause = "this URL is not declared by an HTTPEndpoint, and strict mode refuses others";
                 Err(target::failed(id, ErrorKind::PermissionDenied, cause))
             }

@@ -175,7 +175,8 @@ fn rig_with(app: Option<Arc<dyn AppChannel>>, strict: bool) -> Rig {
         app,
         transport: transport.clone(),
         metrics: Arc::new(Metrics::disabled()),
-        strict,
+        declared_urls_only: strict,
+        close_internal_routes: strict,
         max_body: 1024,
     });
     invoke.set_resolver(Some(Arc::new(Two)));
