@@ -94,6 +94,14 @@ impl GrpcApi {
 #[derive(Clone, Debug)]
 pub struct GrpcService(Arc<Server>);
 
+impl GrpcService {
+    /// Whether calls are under way: each holds a clone.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
 struct Server {
     core: Arc<Core>,
     options: GrpcOptions,

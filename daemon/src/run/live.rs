@@ -10,7 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use mecha_core::health::{Health, Phase};
 use mecha_core::metrics::Metrics;
 use mecha_core::{ShutdownRequest, Tasks};
@@ -252,7 +252,15 @@ fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Resul
     }
     tracing::info!(target: "dapr.runtime", "HTTP server is running on port {}", options.http_port);
     let grpc_limits = ServerLimits { http2_only: true, http1_only: false, ..api_limits };
-    let _ = grpc;
+    for bound in grpc {
+        let listener = usable(bound, &mut servers._sockets)?;
+        let live = live.clone();
+        let service = service_fn(move |req: Request<Incoming>| {
+            let grpc = live.current.load().grpc.clone();
+            async move { Service::call(&grpc, req).await }
+        });
+        servers.apis.spawn("gRPC API", serve(listener, service, grpc_limits, servers.apis.clone()));
+    }
     tracing::info!(target: "dapr.runtime.grpc.api", "API gRPC server is running on port {}", options.grpc_port);
     if let Some(listener) = public_listener {
         let live = live.clone();

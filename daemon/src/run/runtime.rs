@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use super::{documents, endpoints, names, settings};
 use crate::app::{self, AppTarget, Gate};
 use crate::cli::{self, BoundPorts, Options};
+use crate::grpc::{GrpcOptions, GrpcService, router};
 use crate::http::{Cors, HttpApi, HttpOptions};
 use crate::peer::{Client, PeerServer, Pool, PoolSettings, TcpDial};
 use crate::proxy::{GrpcProxy, OwnApp, ProxyApp};
@@ -36,7 +37,7 @@ const TELEMETRY_LIMIT: Duration = Duration::from_secs(2);
 pub(super) struct Runtime {
     pub(super) core: Arc<Core>,
     pub(super) http: Arc<HttpApi>,
-    pub(super) proxy: Arc<GrpcProxy>,
+    pub(super) grpc: GrpcService,
     pub(super) peers: Arc<PeerServer>,
     pub(super) inputs: Inputs,
     pub(super) gate: Arc<Gate>,
@@ -189,6 +190,12 @@ impl Runtime {
             },
         ));
 
+        let grpc_options = GrpcOptions {
+            max_body: options.max_body_size,
+            token: options.env.api_token.as_ref().and_then(|t| ApiToken::new(t.expose())),
+            log: settings::api_log(config, options),
+        };
+        let grpc = router(core.clone(), grpc_options, Some(proxy));
         let policies = Arc::new(policies);
         invoke.set_policies(Some(policies.clone()));
         let loader = Arc::new(Loader::new(
@@ -212,7 +219,7 @@ impl Runtime {
             subscriptions: docs.subscriptions,
             core: core.clone(),
             http,
-            proxy,
+            grpc,
             peers,
             gate,
             telemetry: Mutex::new(Some(telemetry)),
@@ -231,7 +238,7 @@ impl Runtime {
 
     /// Whether calls are under way on it: each holds the front it came in by.
     pub(super) fn is_busy(&self) -> bool {
-        Arc::strong_count(&self.http) > 1 || Arc::strong_count(&self.peers) > 1
+        Arc::strong_count(&self.http) > 1 || Arc::strong_count(&self.peers) > 1 || self.grpc.is_busy()
     }
 
     /// Ends what is left once no API uses the runtime any more: background work, components,
