@@ -1,0 +1,2 @@
+//! The daemon as a user meets it.
+fn main() {}
