@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use mecha_components_api::{Error, ErrorKind, Verdict};
 use parking_lot::Mutex;
+use proptest::prelude::*;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
@@ -60,7 +61,8 @@ async fn the_verdict_table() {
 async fn what_never_reaches_the_app() {
     let rules = [("/big", "event.data.n > 100"), ("/undecided", "event.data.missing == 1")];
     let expired = br#"{"expiration":"2001-01-01T00:00:00Z"}"#.as_slice();
-    let cases: [(&str, &[u8], usize, bool, Verdict, &str); 5] = [
+    type Row = (&'static str, &'static [u8], usize, bool, Verdict, &'static str);
+    let cases: [Row; 5] = [
         ("undecodable", b"{broken", 0, false, Verdict::Retry, "retry/retry 1"),
         ("null", b"null", 0, false, Verdict::Retry, "retry/retry 1"),
         ("expired", expired, 0, true, Verdict::Ack, "drop/drop 1"),
@@ -283,4 +285,72 @@ async fn a_delivery_is_a_span_below_the_publishers() {
     let trace = rig.app.seen.lock()[0].trace.clone();
     assert_eq!(trace.traceparent.as_deref(), Some(spans[0].context.traceparent().as_str()));
     assert_eq!((trace.tracestate.as_deref(), trace.baggage.as_deref()), (Some("a=1"), Some("k=v")));
+}
+
+/// One answer of the app in a random sequence.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Verdict(AppVerdict),
+    Status(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        1 => Just(Step::Verdict(AppVerdict::Success)),
+        1 => Just(Step::Verdict(AppVerdict::Drop)),
+        1 => Just(Step::Verdict(AppVerdict::Discard)),
+        4 => Just(Step::Verdict(AppVerdict::Retry)),
+        1 => Just(Step::Status(404)),
+        4 => Just(Step::Status(500)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn nothing_is_acknowledged_before_it_is_done(
+        steps in proptest::collection::vec(step(), 3..4),
+        retries: bool,
+        dead_letter: bool,
+        broker_works: bool,
+        stop_after in proptest::option::of(1..4usize),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let (verdict, calls, letters, finished) = runtime.block_on(async {
+            let rig = Rig::new(Setup { policies: retries.then_some(THREE_TRIES), ..Setup::default() }).await;
+            if !broker_works {
+                *rig.broker.publishing.lock() = Publishing::Fails(ErrorKind::Unavailable);
+            }
+            let left = Mutex::new(steps.clone().into_iter());
+            rig.app.on_event(move |_| std::future::ready(match left.lock().next() {
+                Some(Step::Verdict(verdict)) => Ok(verdict),
+                Some(Step::Status(status)) => Err(http_error(status)),
+                None => panic!("more calls than the policy allows"),
+            }));
+            rig.subscribe(|s| s.dead_letter_topic = dead_letter.then(|| "poison".into())).await;
+            let stop = async {
+                let Some(calls) = stop_after else { return true };
+                tokio::select! {
+                    () = rig.app.wait_for_calls(calls) => {}
+                    () = tokio::time::sleep(Duration::from_secs(60)) => {}
+                }
+                rig.api.manager().stop(Duration::from_secs(10)).await
+            };
+            let (verdict, finished) = tokio::join!(rig.broker.deliver("orders", EVENT), stop);
+            (verdict, rig.app.calls(), rig.sent().len(), finished)
+        });
+        let last = steps[calls - 1];
+        let done = match last {
+            Step::Verdict(AppVerdict::Success | AppVerdict::Discard) => true,
+            Step::Verdict(AppVerdict::Drop) | Step::Status(404) => !dead_letter || letters == 1,
+            _ => letters == 1,
+        };
+        prop_assert!(finished);
+        prop_assert_eq!(verdict == Verdict::Ack, done, "{:?}", last);
+        // A retried event went to the dead letters only when all its tries were used up.
+        if let (Step::Verdict(AppVerdict::Retry) | Step::Status(500), 1) = (last, letters) {
+            prop_assert_eq!(calls, if retries { 3 } else { 1 });
+        }
+    }
 }

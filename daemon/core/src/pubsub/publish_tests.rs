@@ -281,7 +281,8 @@ async fn each_entry_of_a_bulk_is_a_producer_span() {
     let mut ids: Vec<_> = spans.iter().map(|s| s.context.traceparent()).collect();
     assert!(spans.iter().all(|s| s.kind == SpanKind::Producer && s.parent.unwrap().to_string() == "00f067aa0ba902b7"));
     let mut sent: Vec<_> = rig.sent().iter().map(|s| event(s)["traceparent"].as_str().unwrap().to_owned()).collect();
-    (ids.sort(), sent.sort());
+    ids.sort();
+    sent.sort();
     assert_eq!(ids, sent);
     assert!(TraceContext::parse(&sent[0], None).is_some());
 }

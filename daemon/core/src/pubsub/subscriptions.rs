@@ -230,6 +230,9 @@ impl Subscriptions {
         let attached = join_all(started.iter().map(|(_, _, run)| run.attached(limit))).await.iter().all(Result::is_ok);
         let mut state = self.state.lock();
         for (slot, sub, run) in started {
+            if state.phase == Phase::Stopped {
+                continue;
+            }
             // A stream that `take` left in its place hands its old run over here.
             let before = match &slot {
                 Slot::App(key) => state.runs.insert(key.clone(), Entry { sub, run }).map(|e| e.run),

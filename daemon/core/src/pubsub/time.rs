@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 
-/// Seconds of a year in which no event is expected to be alive; keeps sums inside the calendar.
+/// Longer than any event lives, and short enough for sums to stay inside the calendar.
 const FAR: Duration = Duration::from_secs(1000 * 366 * 24 * 3600);
 
 /// UTC, whole seconds.
