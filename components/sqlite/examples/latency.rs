@@ -1,4 +1,5 @@
-//! Prints how long gets and sets take: `cargo run --release -p mecha-sqlite --example latency [FOLDER]`.
+//! Prints the memory of an open store and how long gets and sets take:
+//! `cargo run --release -p mecha-sqlite --example latency [FOLDER]`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -73,10 +74,21 @@ async fn run(name: &str, store: &Arc<dyn StateStore>, callers: usize, write: boo
     Ok(())
 }
 
+/// Resident memory of this process; 0 where /proc does not tell.
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
     let folder = std::env::args().nth(1).unwrap_or_else(|| ".".into());
+    let before = resident_kib();
     let store = open(&folder).await?;
+    set(&*store, "first").await?;
+    get(&*store, "first").await?;
+    println!("memory: {} KiB more once the store is open", resident_kib().saturating_sub(before));
     for i in 0..1000 {
         set(&*store, &format!("key-{i}")).await?;
     }

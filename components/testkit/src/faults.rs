@@ -204,3 +204,65 @@ impl ListKeys for FaultyState {
         self.inner.list().ok_or_else(gone)?.keys(prefix, limit, token).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mecha_components_api::{Consistency, ErrorKind};
+
+    use super::*;
+
+    /// Answers after one turn of the scheduler and counts the calls that ended.
+    #[derive(Debug, Default)]
+    struct Lazy(AtomicU64);
+
+    #[async_trait]
+    impl Component for Lazy {}
+
+    #[async_trait]
+    impl StateStore for Lazy {
+        fn caps(&self) -> StateCaps {
+            StateCaps::default()
+        }
+
+        async fn get(&self, _: GetState<'_>) -> Result<Option<Item>> {
+            tokio::task::yield_now().await;
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Ok(None)
+        }
+
+        async fn set(&self, _: SetState<'_>) -> Result<()> {
+            std::future::pending().await
+        }
+
+        async fn delete(&self, _: DeleteState<'_>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn get<'a>(md: &'a Metadata) -> GetState<'a> {
+        GetState { key: "k", consistency: Consistency::Eventual, metadata: md }
+    }
+
+    #[tokio::test]
+    async fn calls_are_dropped_beside_the_real_one() {
+        let (inner, faults) = (Arc::new(Lazy::default()), Arc::new(Faults::default()));
+        let store = FaultyState::new(inner.clone(), Arc::clone(&faults));
+        faults.drop_calls(true);
+        store.get(get(&Metadata::new())).await.unwrap();
+        assert_eq!((faults.dropped(), inner.0.load(Ordering::SeqCst)), (1, 1));
+        faults.drop_calls(false);
+        store.get(get(&Metadata::new())).await.unwrap();
+        assert_eq!((faults.dropped(), faults.calls()), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn nothing_passes_while_disconnected() {
+        let (inner, faults) = (Arc::new(Lazy::default()), Arc::new(Faults::default()));
+        let store = FaultyState::new(inner.clone(), Arc::clone(&faults));
+        faults.disconnect(true);
+        assert_eq!(store.get(get(&Metadata::new())).await.unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(inner.0.load(Ordering::SeqCst), 0);
+        faults.disconnect(false);
+        assert!(store.get(get(&Metadata::new())).await.is_ok());
+    }
+}

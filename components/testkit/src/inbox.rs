@@ -99,11 +99,8 @@ impl Inbox {
     pub async fn wait_for(&self, count: usize, within: Duration) -> Outcome {
         let waited = wait_until(within, "deliveries", || async { self.seen.lock().len() >= count }).await;
         waited.map_err(|_| {
-            Failure::new(format!(
-                "{} of {count} deliveries within {within:?}: {:?}",
-                self.seen.lock().len(),
-                self.texts()
-            ))
+            let texts = self.texts();
+            Failure::new(format!("{} of {count} deliveries within {within:?}: {texts:?}", texts.len()))
         })
     }
 }
@@ -144,5 +141,38 @@ impl Deliver for Inbox {
             }
         }
         self.script.lock().pop_front().unwrap_or(self.otherwise)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mecha_components_api::Metadata;
+
+    use super::*;
+
+    fn message(text: &'static str) -> Delivery {
+        Delivery { topic: "t".into(), data: text.into(), metadata: Metadata::new(), content_type: None }
+    }
+
+    #[tokio::test]
+    async fn the_script_comes_before_the_default() {
+        let inbox = Inbox::with_script([Verdict::Retry], Verdict::Release);
+        assert_eq!(inbox.deliver(message("a")).await, Verdict::Retry);
+        assert_eq!(inbox.deliver(message("b")).await, Verdict::Release);
+        assert_eq!(inbox.texts(), ["a", "b"]);
+        let failure = inbox.wait_for(3, Duration::from_millis(20)).await.unwrap_err();
+        assert!(failure.to_string().starts_with("2 of 3 deliveries"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn a_held_delivery_waits_and_may_be_dropped() {
+        let inbox = Arc::new(Inbox::new().held());
+        let dropped = tokio::time::timeout(Duration::from_millis(10), inbox.deliver(message("a"))).await;
+        assert!(dropped.is_err());
+        assert_eq!((inbox.in_flight(), inbox.most_in_flight()), (0, 1));
+        inbox.release(1);
+        assert_eq!(inbox.deliver(message("b")).await, Verdict::Ack);
     }
 }
