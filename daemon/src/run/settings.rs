@@ -6,77 +6,36 @@ use std::time::Duration;
 use mecha_components_api::{Metadata, Secret};
 use mecha_core::api_rules::{ApiRule, ApiRules};
 use mecha_core::metadata::{AppConnection, AppHealthInfo, Fixed};
-use mecha_core::metrics::{HttpLabelConfig, LabelRule, MetricRule, MetricsConfig};
+use mecha_core::metrics::MetricsConfig;
 use mecha_core::secrets::{SecretScope, SecretScopes};
-use mecha_resources::{Configuration, DefaultAccess, OtelProtocol, ValueSource};
+use mecha_resources::{Configuration, DefaultAccess, ValueSource};
 
 use crate::cli::Options;
 use crate::http::ApiLog;
-use crate::telemetry::{OtelConfig, TracingConfig};
+use crate::telemetry::TracingConfig;
 
 /// Where spans go and how many are made.
 pub(super) fn tracing(config: &Configuration) -> TracingConfig {
-    let Some(t) = &config.tracing else { return TracingConfig::default() };
-    let text = |t: &str| (!t.is_empty()).then(|| t.to_owned());
-    let otel = t.otel.as_ref().map_or_else(OtelConfig::default, |o| OtelConfig {
-        endpoint_address: text(&o.endpoint_address),
-        protocol: o.protocol.map(|p| match p {
-            OtelProtocol::Http => "http".to_owned(),
-            OtelProtocol::Grpc => "grpc".to_owned(),
-        }),
-        is_secure: o.is_secure,
-        headers: o
-            .headers
-            .iter()
-            .filter_map(|h| match &h.value {
-                ValueSource::Plain(v) => Some((h.name.clone(), Secret::new(v.expose()))),
-                // Exporters start before the secret stores do.
-                _ => None,
-            })
-            .collect(),
-        timeout: o.timeout,
-    });
-    TracingConfig {
-        sampling_rate: text(&t.sampling_rate),
-        stdout: t.stdout,
-        zipkin_endpoint: text(&t.zipkin_endpoint),
-        otel,
-    }
+    let Some(document) = &config.tracing else { return TracingConfig::default() };
+    TracingConfig::from_document(document, |header| match &header.value {
+        ValueSource::Plain(value) => Some(Secret::new(value.expose())),
+        ValueSource::Secret(_) | ValueSource::Env(_) => {
+            tracing::warn!(
+                target: "dapr.runtime",
+                "tracing.otel.headers: '{}' is left out, only plain values can be sent; \
+                 OTEL_EXPORTER_OTLP_HEADERS takes headers from the environment",
+                header.name
+            );
+            None
+        }
+    })
 }
 
 /// What is counted, and how it is labelled.
 pub(super) fn metrics(config: &Configuration, options: &Options) -> MetricsConfig {
-    let m = config.effective_metrics();
     let mut out = MetricsConfig::new(&options.app_id, options.env.namespace.clone().unwrap_or_default());
-    out.enabled = options.metrics.enabled && m.enabled.unwrap_or(true);
-    out.record_error_codes = m.record_error_codes.unwrap_or(false);
-    if !m.latency_distribution_buckets.is_empty() {
-        // Whole milliseconds far below 2^53.
-        out.latency_buckets_ms = Some(m.latency_distribution_buckets.iter().map(|b| *b as f64).collect());
-    }
-    if let Some(http) = &m.http {
-        out.http = HttpLabelConfig {
-            increased_cardinality: http.increased_cardinality.unwrap_or(true),
-            path_matching: http.path_matching.clone(),
-            exclude_verbs: http.exclude_verbs.unwrap_or(false),
-        };
-    }
-    out.rules = m
-        .rules
-        .iter()
-        .map(|r| MetricRule {
-            name: r.name.clone(),
-            labels: r
-                .labels
-                .iter()
-                .map(|l| LabelRule {
-                    name: l.name.clone(),
-                    regex: l.regex.iter().map(|(new, pattern)| (new.clone(), pattern.clone())).collect(),
-                })
-                .collect(),
-        })
-        .collect();
-    out
+    out.enabled = options.metrics.enabled;
+    out.with_document(&config.effective_metrics())
 }
 
 /// Which secrets this app may read.

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use mecha_components_api::{BindingEvent, Error, Metadata, OnBindingEvent, Result, Retry, async_trait};
+use mecha_components_api::{
+    BindingEvent, CancellationToken, Error, Metadata, OnBindingEvent, Result, Retry, async_trait,
+};
 use mecha_resiliency::{CallClass, Failure};
 use parking_lot::Mutex;
 
@@ -105,18 +107,38 @@ impl Source {
     async fn run(self: Arc<Self>, declared: bool, limit: Duration, tasks: Tasks) {
         let name = self.handle.info.name.clone();
         let stop = tasks.stopping().clone();
+        if !declared && !self.wanted(limit, &stop).await {
+            return;
+        }
+        let mut pause = RETRY_FIRST;
+        while let Err(e) = self.handle.inner.read(self.clone(), stop.clone()).await {
+            tracing::error!(
+                target: "dapr.runtime",
+                "input binding {name} stopped reading, starting it again in {pause:?}: {e}"
+            );
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => return,
+            }
+            pause = (pause * 2).min(RETRY_MOST);
+        }
+    }
+
+    /// Asks the app until it says whether it takes the events.
+    async fn wanted(&self, limit: Duration, stop: &CancellationToken) -> bool {
+        let name = &self.handle.info.name;
         let mut pause = RETRY_FIRST;
         let mut told = false;
-        while !declared {
+        loop {
             let answer = tokio::select! {
-                answer = self.app.takes_binding(&name, &self.route, limit) => answer,
-                () = stop.cancelled() => return,
+                answer = self.app.takes_binding(name, &self.route, limit) => answer,
+                () = stop.cancelled() => return false,
             };
             match answer {
-                Ok(true) => break,
+                Ok(true) => return true,
                 Ok(false) => {
                     tracing::info!(target: "dapr.runtime", "the app takes no events of input binding {name}");
-                    return;
+                    return false;
                 }
                 Err(e) if !told => {
                     told = true;
@@ -126,19 +148,7 @@ impl Source {
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = stop.cancelled() => return,
-            }
-            pause = (pause * 2).min(RETRY_MOST);
-        }
-        pause = RETRY_FIRST;
-        while let Err(e) = self.handle.inner.read(self.clone(), stop.clone()).await {
-            tracing::error!(
-                target: "dapr.runtime",
-                "input binding {name} stopped reading, starting it again in {pause:?}: {e}"
-            );
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return false,
             }
             pause = (pause * 2).min(RETRY_MOST);
         }
