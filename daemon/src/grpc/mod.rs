@@ -237,7 +237,8 @@ impl Server {
                 .await
                 .unwrap_or_else(|_| refused(Status::deadline_exceeded("context deadline exceeded"))),
         };
-        if trace {
+        // What was passed on comes back as it is.
+        if trace && route != Route::Proxy {
             mark(&mut answer, &report.span, &started.cx, invocation);
         }
         let (parts, mut body) = answer.into_parts();
