@@ -487,6 +487,11 @@ async fn finish(id: &str, mut answer: Response<Body>, is_head: bool) -> Result<R
     if let Some(status) = answer.extensions_mut().remove::<GrpcAnswer>() {
         answer = grpc::as_http(answer, &status);
     }
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        // No upgrade was asked for: `Upgrade` does not pass. A tunnel would desynchronise both sides.
+        return Err(fail(id, "the app switched protocols, which was not asked for")
+            .with_status(StatusCode::BAD_GATEWAY.as_u16(), grpc_code::INTERNAL));
+    }
     headers::clean_response(answer.headers_mut());
     let announced = headers::content_length(answer.headers());
     let status = answer.status();

@@ -368,6 +368,13 @@ async fn an_answer_that_breaks_its_word_is_502() {
 }
 
 #[tokio::test]
+async fn an_upgrade_nobody_asked_for_is_502() {
+    let rig = rig_with(Some(flaky(&[101])), false);
+    let e = rig.invoke.http(&cx(), target("self", "m"), post("")).await.unwrap_err();
+    assert_eq!(e.status(), Some((502, 13)));
+}
+
+#[tokio::test]
 async fn answers_without_body_keep_their_length() {
     let app = FakeApp::new(AppProtocol::Http, |_| {
         let mut res = Response::new(empty());
