@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 pub(crate) const APP_FOLDER: &str = ".dapr";
 const APP_RESOURCES: &str = "resources";
 const APP_CONFIG: &str = "config.yaml";
+/// How documents name mecha's own folder.
+const MECHA_FOLDER: &str = "~/.mecha";
 
 /// An app to run.
 #[derive(Clone, Debug, PartialEq)]
@@ -122,8 +124,12 @@ pub(crate) fn id_of_folder(folder: &Path) -> Result<String> {
     Ok(id)
 }
 
-/// `path` as an absolute path; `~/` is the user's home, anything relative starts at `base`.
+/// `path` as an absolute path; `~/` is the user's home, `~/.mecha` mecha's own folder wherever `MECHA_HOME` has put
+/// it, and anything relative starts at `base`.
 pub(crate) fn absolute(base: &Path, path: &Path) -> PathBuf {
+    if let (Ok(rest), Ok(home)) = (path.strip_prefix(MECHA_FOLDER), Home::locate()) {
+        return home.root().join(rest);
+    }
     match (path.strip_prefix("~"), user_home()) {
         (Ok(rest), Some(home)) => home.join(rest),
         _ => base.join(path),

@@ -1,0 +1,173 @@
+#!/usr/bin/env bash
+# Builds mecha, runs the shop of this folder on its embedded defaults, buys from it, and checks that the books add up.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+work=${CARGO_TARGET_DIR:-$root/target}/orders
+keep=false
+profile=debug
+shop=
+
+usage() {
+  cat <<'END'
+Usage: bash examples/orders/run.sh [--keep] [--release]
+
+Builds mecha, starts a small shop of three apps, buys from it and says what happened.
+
+  --keep      leave the shop running until Ctrl-C
+  --release   build mecha optimised (takes longer)
+END
+}
+
+say() { printf '%s\n' "$*"; }
+
+fail() {
+  printf 'error: %s\n' "$1" >&2
+  shift
+  for line in "$@"; do printf '  %s\n' "$line" >&2; done
+  exit 1
+}
+
+# Whatever happens, nothing stays behind: mecha ends the apps and sidecars that it started.
+close_shop() {
+  local status=$?
+  trap - EXIT INT TERM
+  if [ -n "$shop" ] && kill -0 "$shop" 2>/dev/null; then
+    kill -TERM "$shop" 2>/dev/null || true
+    wait "$shop" 2>/dev/null || true
+  fi
+  exit "$status"
+}
+
+check_tools() {
+  local missing=()
+  command -v cargo >/dev/null || missing+=("cargo: the Rust toolchain, see https://rustup.rs")
+  command -v cc >/dev/null || missing+=("cc: a C compiler, on Debian: apt-get install build-essential")
+  if ! command -v node >/dev/null || ! node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)'; then
+    missing+=("node: Node.js 20 or newer, see https://nodejs.org")
+  fi
+  command -v npm >/dev/null || missing+=("npm: it comes with Node.js, on Debian: apt-get install npm")
+  if ! command -v python3 >/dev/null || ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    missing+=("python3: Python 3.11 or newer, on Debian: apt-get install python3")
+  elif ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+    missing+=("python3-venv: virtual environments for Python, on Debian: apt-get install python3-venv")
+  fi
+  [ ${#missing[@]} -eq 0 ] || fail "this needs tools that are not here; please install:" "${missing[@]}"
+}
+
+# Runs a step whose output matters only if it fails.
+quietly() {
+  local what=$1 log=$work/log/$2
+  shift 2
+  if ! "$@" >"$log" 2>&1; then
+    tail -n 30 "$log" >&2
+    fail "$what failed; the whole log is $log"
+  fi
+}
+
+# Installs the SDKs once; again only when what is pinned changes.
+install_python() {
+  local stamp
+  stamp=$(cat "$here/requirements.txt" <(python3 -V) | cksum)
+  [ "$(cat "$work/venv/.installed" 2>/dev/null)" = "$stamp" ] && return
+  say "Installing the Python SDK ..."
+  rm -rf "$work/venv"
+  quietly "creating a virtual environment" venv.log python3 -m venv "$work/venv"
+  quietly "installing the Python SDK" pip.log \
+    "$work/venv/bin/python" -m pip install --disable-pip-version-check --no-deps -r "$here/requirements.txt"
+  say "$stamp" >"$work/venv/.installed"
+}
+
+install_node() {
+  local stamp
+  stamp=$(cat "$here/package-lock.json" <(node -v) | cksum)
+  [ "$(cat "$work/js/.installed" 2>/dev/null)" = "$stamp" ] && return
+  say "Installing the JavaScript SDK ..."
+  rm -rf "$work/js"
+  mkdir -p "$work/js"
+  cp "$here/package.json" "$here/package-lock.json" "$work/js/"
+  quietly "installing the JavaScript SDK" npm.log npm ci --prefix "$work/js" --no-audit --no-fund
+  say "$stamp" >"$work/js/.installed"
+}
+
+build() {
+  local flags=()
+  [ $profile = release ] && flags+=(--release)
+  # Progress is for people.
+  [ -t 2 ] || flags+=(--quiet)
+  say "Building mecha and its sidecar mechad (some minutes the first time) ..."
+  (cd "$root" && cargo build --locked "${flags[@]}" -p mechad -p mecha) || fail "the build failed, see above"
+}
+
+while [ $# -gt 0 ]; do
+  case $1 in
+    --keep) keep=true ;;
+    --release) profile=release ;;
+    -h | --help) usage && exit 0 ;;
+    *) usage >&2 && exit 2 ;;
+  esac
+  shift
+done
+
+check_tools
+mkdir -p "$work/log"
+build
+install_python
+install_node
+
+mecha=$(dirname "$work")/$profile/mecha
+log=$work/log/shop.log
+# A home of its own, so that a shop of yesterday has no say and yours is left alone.
+export MECHA_HOME=$work/home
+export NODE_PATH=$work/js/node_modules
+export PATH=$work/venv/bin:$PATH
+rm -rf "$MECHA_HOME"
+
+trap close_shop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+say "Starting the shop: checkout and shipping (JavaScript), inventory (Python), each with its own sidecar ..."
+"$mecha" run -f "$here" >"$log" 2>&1 &
+shop=$!
+
+# A customer is an app like the others; it waits until the shop is open.
+customer=0
+"$mecha" run --app-id customer -- node "$here/customer/main.js" >"$work/log/customer.log" 2>&1 &
+buying=$!
+while kill -0 "$buying" 2>/dev/null; do
+  # Whichever of the two ends first.
+  wait -n "$buying" "$shop" 2>/dev/null || true
+  if ! kill -0 "$shop" 2>/dev/null; then
+    kill -TERM "$buying" 2>/dev/null || true
+    wait "$buying" 2>/dev/null || true
+    tail -n 30 "$log" >&2
+    fail "the shop closed before the customers were done; its whole log is $log"
+  fi
+done
+wait "$buying" || customer=$?
+
+say
+sed -n 's/^== APP == //p' "$work/log/customer.log"
+if [ "$customer" -ne 0 ]; then
+  tail -n 30 "$log" >&2
+  fail "the customers were not served as they should; logs: $work/log/customer.log and $log"
+fi
+
+say
+if $keep; then
+  say "The shop stays open. In another terminal, try:"
+  say "  export MECHA_HOME=$MECHA_HOME"
+  say "  $mecha list"
+  say "  $mecha invoke --app-id inventory --method stock --data '[\"tea\"]'"
+  say "Its log is $log. Ctrl-C closes it."
+  wait "$shop" || fail "the shop ended by itself with status $?; its log is $log"
+  exit 0
+fi
+kill -TERM "$shop"
+closed=0
+wait "$shop" || closed=$?
+shop=
+[ "$closed" -eq 0 ] || fail "the shop did not close as it should (status $closed); its log is $log"
+say "The shop is closed; nothing of it is left running. Its log is $log."
