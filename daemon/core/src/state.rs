@@ -149,7 +149,7 @@ impl StateApi {
             rich(
                 ApiError::component(Code::StateGet, &e, format!("fail to get {key} from state store {store}: {e}")),
                 store,
-                "DAPR_STATE_GET_FAILED",
+                "ERR_STATE_GET",
             )
         })
     }
@@ -198,7 +198,7 @@ impl StateApi {
         let h = self.handle(cx, store)?;
         let wrap = |e: &Error| {
             let text = format!("failed saving state in state store {store}: {}", etag_text(e));
-            rich(ApiError::component(Code::StateSave, e, text), store, "DAPR_STATE_SAVE_FAILED")
+            rich(ApiError::component(Code::StateSave, e, text), store, "ERR_STATE_SAVE")
         };
         let mut prepared = Vec::with_capacity(items.len());
         for item in &items {
@@ -229,7 +229,7 @@ impl StateApi {
         let req = del(&item, &full);
         h.ops.run(cx, Operation::Delete, req.etag.is_none(), || h.inner.delete(req)).await.map_err(|e| {
             let text = format!("failed deleting state with key {}: {}", item.key, etag_text(&e));
-            rich(ApiError::component(Code::StateDelete, &e, text), store, "DAPR_STATE_DELETE_FAILED")
+            rich(ApiError::component(Code::StateDelete, &e, text), store, "ERR_STATE_DELETE")
         })
     }
 
@@ -247,7 +247,7 @@ impl StateApi {
         });
         join(bounded(calls, DEFAULT_PARALLELISM).await).map_err(|e| {
             let text = format!("failed deleting state in state store {store}: {}", etag_text(&e));
-            rich(ApiError::component(Code::StateBulkDelete, &e, text), store, "DAPR_STATE_DELETE_FAILED")
+            rich(ApiError::component(Code::StateBulkDelete, &e, text), store, "ERR_STATE_BULK_DELETE")
         })
     }
 
