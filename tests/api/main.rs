@@ -1,2 +1,6 @@
-//! The daemon as a user meets it.
-fn main() {}
+//! The daemon as a user meets it: the real binary, its real sockets, and apps and clients that share
+//! no code with it. A case that both fronts have runs over both.
+
+mod state;
+mod state_errors;
+mod support;

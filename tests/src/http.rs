@@ -42,8 +42,8 @@ enum Place {
 /// A request to be sent.
 #[derive(Debug)]
 #[must_use]
-pub struct Request<'a> {
-    client: &'a Http,
+pub struct Request {
+    client: Http,
     method: Method,
     path: String,
     headers: HeaderMap,
@@ -95,9 +95,9 @@ impl Http {
     }
 
     /// A request of any method; `path` is percent-encoded and may hold a query.
-    pub fn request(&self, method: &str, path: impl Into<String>) -> Request<'_> {
+    pub fn request(&self, method: &str, path: impl Into<String>) -> Request {
         Request {
-            client: self,
+            client: self.clone(),
             method: Method::from_bytes(method.as_bytes()).unwrap(),
             path: path.into(),
             headers: self.headers.clone(),
@@ -106,22 +106,22 @@ impl Http {
     }
 
     /// A GET.
-    pub fn get(&self, path: impl Into<String>) -> Request<'_> {
+    pub fn get(&self, path: impl Into<String>) -> Request {
         self.request("GET", path)
     }
 
     /// A POST with a body.
-    pub fn post(&self, path: impl Into<String>, body: impl Into<Bytes>) -> Request<'_> {
+    pub fn post(&self, path: impl Into<String>, body: impl Into<Bytes>) -> Request {
         self.request("POST", path).body(body)
     }
 
     /// A POST of JSON.
-    pub fn post_json(&self, path: impl Into<String>, body: &serde_json::Value) -> Request<'_> {
+    pub fn post_json(&self, path: impl Into<String>, body: &serde_json::Value) -> Request {
         self.request("POST", path).body(body.to_string()).header("content-type", "application/json")
     }
 
     /// A DELETE.
-    pub fn delete(&self, path: impl Into<String>) -> Request<'_> {
+    pub fn delete(&self, path: impl Into<String>) -> Request {
         self.request("DELETE", path)
     }
 
@@ -137,7 +137,7 @@ trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
-impl Request<'_> {
+impl Request {
     /// One more header line.
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_bytes(value.as_ref()).unwrap());
