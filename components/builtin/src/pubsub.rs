@@ -2,6 +2,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use mecha_components_api::{
     BuildCx, CancellationToken, Component, Deliver, Delivery, Error, ErrorKind, Prepared, PubSub, PubSubCaps, Publish,
     Registration, Result, Subscribe, Verdict, async_trait,
@@ -188,11 +190,24 @@ impl PubSub for InMemoryPubSub {
     async fn subscribe(&self, sub: Subscribe, to: Arc<dyn Deliver>, stop: CancellationToken) -> Result<()> {
         let (attached, mut events) = self.attach(sub.topic);
         to.attached();
-        while let Some(Some(queued)) = stop.run_until_cancelled(events.recv()).await {
-            if self.hand(queued, &*to).await == Verdict::Release {
-                break;
+        // One event at a time, unless the runtime gathers batches: then as many as fit in one.
+        let at_once = sub.bulk.map_or(1, |(messages, _)| messages.max(1));
+        let mut running = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                next = events.recv(), if running.len() < at_once => match next {
+                    Some(queued) => running.push(self.hand(queued, &*to)),
+                    None => break,
+                },
+                Some(verdict) = running.next() => {
+                    if verdict == Verdict::Release {
+                        break;
+                    }
+                }
+                () = stop.cancelled() => break,
             }
         }
+        while running.next().await.is_some() {}
         attached.detach();
         self.drain(events, &*to).await;
         Ok(())

@@ -296,11 +296,9 @@ impl AppChannel for HttpApp {
             return Ok(answers::verdict(&answer.body));
         }
         if answer.status == StatusCode::NOT_FOUND {
-            tracing::error!(
-                target: "dapr.runtime",
-                "the app has no route {} for topic {} of pubsub {}: the event is dropped", event.path, event.topic, event.pubsub
-            );
-            return Ok(AppVerdict::Drop);
+            // Core drops it and says so; which route is missing is known here only.
+            let text = format!("the app has no route {}", event.path);
+            return Err(AppError { error: Error::not_found(text), http_status: Some(404), grpc_code: None });
         }
         Err(status_error(answer.status, "delivering the event"))
     }
