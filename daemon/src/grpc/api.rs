@@ -170,3 +170,28 @@ serve! {
         "ConverseAlpha2" converse_alpha2(ConversationRequestAlpha2) -> ConversationResponseAlpha2, "conversation" "v1alpha2" => Conversation of name;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mecha_core::api_rules::{ApiRule, ApiRules};
+    use prost::Message;
+    use prost_types::FileDescriptorSet;
+
+    use super::*;
+
+    #[test]
+    fn every_method_of_the_service_is_in_the_table_under_a_name_that_lists_know() {
+        let files = FileDescriptorSet::decode(mecha_proto::FILE_DESCRIPTOR_SET).unwrap().file;
+        let runtime = files.iter().filter(|f| f.package() == "dapr.proto.runtime.v1");
+        let service = runtime.flat_map(|f| &f.service).find(|s| s.name() == "Dapr").unwrap();
+        assert!(!service.method.is_empty());
+        for method in &service.method {
+            let entry = find(method.name()).unwrap_or_else(|| panic!("{} is missing", method.name()));
+            let rule = ApiRule { name: entry.api.into(), version: entry.version.into(), protocol: "grpc".into() };
+            let (rules, warnings) = ApiRules::compile(&[], &[rule], false);
+            assert!(warnings.is_empty(), "{warnings:?}");
+            assert!(!rules.allows(entry.api, entry.version, Front::Grpc));
+        }
+        assert_eq!(find("Nothing"), None);
+    }
+}

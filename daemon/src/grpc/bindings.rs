@@ -1,3 +1,5 @@
+//! Output bindings.
+
 use mecha_core::{ApiError, Core, Cx};
 use mecha_proto::runtime::{InvokeBindingRequest, InvokeBindingResponse};
 

@@ -11,10 +11,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use mecha_core::Core;
 use mecha_core::app::{Body as Streamed, BodyError};
 use mecha_core::invoke::{code_name, grpc_code};
-use mecha_core::metrics::RpcExchange;
+use mecha_core::metrics::{Metrics, RpcExchange};
 use mecha_core::trace::Span;
 use tonic::Status;
 
@@ -73,7 +72,7 @@ impl HttpBody for RequestBody {
 /// given up by the caller.
 #[derive(Debug)]
 pub(super) struct Report {
-    pub(super) core: Arc<Core>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) uri: Uri,
     pub(super) began: Instant,
     pub(super) received: Received,
@@ -92,7 +91,7 @@ impl Drop for Report {
         let status = code_name(self.code);
         let elapsed = self.began.elapsed();
         self.span.grpc_status(self.code, status);
-        self.core.metrics.grpc_served(RpcExchange {
+        self.metrics.grpc_served(RpcExchange {
             method: self.uri.path(),
             status,
             request_bytes: self.received.load(Ordering::Relaxed),

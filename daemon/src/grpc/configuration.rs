@@ -1,3 +1,5 @@
+//! Configuration: get, subscribe, unsubscribe.
+
 use std::collections::BTreeMap;
 
 use futures_util::stream;

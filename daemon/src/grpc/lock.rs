@@ -1,3 +1,5 @@
+//! Locks.
+
 use mecha_components_api::Unlocked;
 use mecha_core::{ApiError, Core, Cx};
 use mecha_proto::runtime::unlock_response::Status as Outcome;

@@ -1,3 +1,5 @@
+//! Metadata and shutdown.
+
 use mecha_components_api::parse_bool;
 use mecha_core::app::AppSubscription;
 use mecha_core::metadata::{AppConnection, Document};

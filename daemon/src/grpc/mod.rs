@@ -209,7 +209,7 @@ impl Server {
         let log = self.options.log.enabled && !(route == Route::Health && self.options.log.omit_health);
         // From here on a call that is given up while it runs is reported too.
         let report = Report {
-            core: self.core.clone(),
+            metrics: self.core.metrics.clone(),
             uri: parts.uri.clone(),
             began,
             received: received.clone(),

@@ -1,3 +1,5 @@
+//! Publishing, alone and in bulk.
+
 use mecha_core::pubsub::{BulkPublishEntry, PublishRequest};
 use mecha_core::{ApiError, Core, Cx};
 use mecha_proto::runtime::{

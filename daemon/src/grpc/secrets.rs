@@ -1,3 +1,5 @@
+//! Secrets.
+
 use std::collections::BTreeMap;
 
 use mecha_components_api::SecretMap;

@@ -1,3 +1,5 @@
+//! State: get, save, delete, bulk, transaction, query.
+
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -128,17 +130,13 @@ fn value(key: &str, bytes: Bytes, metadata: &Metadata) -> Result<Value, String> 
 
 /// A failure that the caller can mend, with the details of core's own.
 fn failure(code: Code, store: &str, message: &str) -> ApiError {
-    let reason = match code {
-        Code::StateTransaction => code.as_str(),
-        _ => "DAPR_STATE_SAVE_FAILED",
-    };
     ApiError::new(code, ErrorKind::InvalidArgument, message)
         .with_detail(Detail::ResourceInfo {
             resource_type: "state",
             resource_name: store.to_owned(),
             description: String::new(),
         })
-        .with_detail(Detail::ErrorInfo { reason: reason.into(), metadata: None })
+        .with_detail(Detail::ErrorInfo { reason: code.as_str().into(), metadata: None })
         .with_shape(Shape::PlainHttp)
 }
 

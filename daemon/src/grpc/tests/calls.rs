@@ -30,7 +30,7 @@ async fn values_come_back_byte_for_byte_and_etags_guard_them() {
     let stale = client.save_state(save(vec![with_etag(state("k", "three"), &first.etag)])).await.unwrap_err();
     assert_eq!(stale.code(), Code::Aborted);
     assert!(stale.message().contains("possible etag mismatch. error from state store"), "{stale}");
-    assert_eq!(reason(&stale), "DAPR_STATE_SAVE_FAILED");
+    assert_eq!(reason(&stale), "ERR_STATE_SAVE");
     assert_eq!(stale.get_details_resource_info().unwrap().resource_name, "mem");
     // An empty etag counts as none.
     client.save_state(save(vec![with_etag(state("k", "four"), "")])).await.unwrap();
