@@ -2,7 +2,7 @@
 // When `orders.shipped` says that the goods are on their way, it marks the order.
 
 const { DaprPubSubStatusEnum, DaprServer, HttpMethod, LogLevel } = require("@dapr/dapr");
-const { STORE, update } = require("../store");
+const { STORE, isReady, update } = require("../sidecar");
 
 // Ports and addresses come from the environment that `mecha run` sets.
 const server = new DaprServer({ logger: { level: LogLevel.Warn } });
@@ -55,8 +55,7 @@ async function main() {
     { method: HttpMethod.POST },
   );
 
-  // Ready means that subscriptions are in place, which comes after the first calls are served.
-  await server.invoker.listen("ready", async () => ({ ready: await client.health.isHealthy() }));
+  await server.invoker.listen("ready", async () => ({ ready: await isReady() }));
 
   await server.pubsub.subscribe("pubsub", "orders.shipped", async ({ id }) => {
     try {

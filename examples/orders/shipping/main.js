@@ -3,7 +3,7 @@
 
 const { createHmac, timingSafeEqual } = require("node:crypto");
 const { DaprPubSubStatusEnum, DaprServer, LogLevel } = require("@dapr/dapr");
-const { update } = require("../store");
+const { isReady, update } = require("../sidecar");
 
 // Ports and addresses come from the environment that `mecha run` sets.
 const server = new DaprServer({ logger: { level: LogLevel.Warn } });
@@ -77,8 +77,7 @@ async function main() {
     }
   });
 
-  // Ready means that subscriptions are in place, which comes after the first calls are served.
-  await server.invoker.listen("ready", async () => ({ ready: await client.health.isHealthy() }));
+  await server.invoker.listen("ready", async () => ({ ready: await isReady() }));
 
   await server.start();
   console.log("shipping is open");
