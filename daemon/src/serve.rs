@@ -101,9 +101,9 @@ where
                 let (builder, service, stop) = (builder.clone(), service.clone(), tasks.stopping().clone());
                 tasks.spawn("connection", async move {
                     let _slot = slot;
-                    let busy = Arc::new(AtomicU32::new(0));
-                    let io = TokioIo::new(Watched::new(stream, busy.clone()));
-                    let service = Counted { inner: service, busy };
+                    let activity = Arc::new(Activity::default());
+                    let io = TokioIo::new(Watched::new(stream, activity.clone()));
+                    let service = Counted { inner: service, activity };
                     let conn = builder.serve_connection(io, service);
                     let mut conn = std::pin::pin!(conn);
                     tokio::select! {
@@ -222,8 +222,19 @@ enum Reading {
     Idle,
     /// Some bytes of a header block.
     Header,
+    /// A request is worked on; its body has limits of its own.
+    Busy,
     /// HTTP/2 has its own keep-alive.
     Unwatched,
+}
+
+/// The requests of one connection.
+#[derive(Default)]
+struct Activity {
+    /// Being worked on.
+    busy: AtomicU32,
+    /// Begun so far; tells of a request that began and ended between two reads.
+    begun: AtomicU32,
 }
 
 pin_project! {
@@ -231,7 +242,8 @@ pin_project! {
     struct Watched<T> {
         #[pin]
         io: T,
-        busy: Arc<AtomicU32>,
+        activity: Arc<Activity>,
+        seen: u32,
         reading: Reading,
         fresh: bool,
         timer: Pin<Box<Sleep>>,
@@ -239,24 +251,28 @@ pin_project! {
 }
 
 impl<T> Watched<T> {
-    fn new(io: T, busy: Arc<AtomicU32>) -> Self {
-        Self { io, busy, reading: Reading::Idle, fresh: true, timer: Box::pin(tokio::time::sleep(HEADER_READ_LIMIT)) }
+    fn new(io: T, activity: Arc<Activity>) -> Self {
+        let timer = Box::pin(tokio::time::sleep(HEADER_READ_LIMIT));
+        Self { io, activity, seen: 0, reading: Reading::Idle, fresh: true, timer }
     }
 }
 
 impl<T: AsyncRead> AsyncRead for Watched<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.project();
-        let before = buf.filled().len();
-        let polled = this.io.poll_read(cx, buf);
-        if *this.reading == Reading::Unwatched {
-            return polled;
-        }
-        if this.busy.load(Ordering::Acquire) > 0 {
-            *this.reading = Reading::Idle;
-            if polled.is_ready() {
+        if *this.reading != Reading::Unwatched {
+            let begun = this.activity.begun.load(Ordering::Acquire);
+            let served = std::mem::replace(this.seen, begun) != begun;
+            if this.activity.busy.load(Ordering::Acquire) > 0 {
+                *this.reading = Reading::Busy;
+            } else if served || *this.reading == Reading::Busy {
+                *this.reading = Reading::Idle;
                 this.timer.as_mut().reset(Instant::now() + IDLE_LIMIT);
             }
+        }
+        let before = buf.filled().len();
+        let polled = this.io.poll_read(cx, buf);
+        if matches!(*this.reading, Reading::Unwatched | Reading::Busy) {
             return polled;
         }
         match polled {
@@ -310,14 +326,14 @@ impl<T: AsyncWrite> AsyncWrite for Watched<T> {
 #[derive(Clone)]
 struct Counted<S> {
     inner: S,
-    busy: Arc<AtomicU32>,
+    activity: Arc<Activity>,
 }
 
-struct Busy(Arc<AtomicU32>);
+struct Busy(Arc<Activity>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.busy.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -347,8 +363,9 @@ where
     type Future = CountedFuture<S::Future>;
 
     fn call(&self, req: Request<Incoming>) -> Self::Future {
-        self.busy.fetch_add(1, Ordering::AcqRel);
-        CountedFuture { inner: self.inner.call(req), busy: Some(Busy(self.busy.clone())) }
+        self.activity.busy.fetch_add(1, Ordering::AcqRel);
+        self.activity.begun.fetch_add(1, Ordering::AcqRel);
+        CountedFuture { inner: self.inner.call(req), busy: Some(Busy(self.activity.clone())) }
     }
 }
 
@@ -384,5 +401,81 @@ impl<B: Body> Body for CountedBody<B> {
 
     fn size_hint(&self) -> http_body::SizeHint {
         self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    fn watched() -> (DuplexStream, Pin<Box<Watched<DuplexStream>>>, Arc<Activity>) {
+        let (client, server) = duplex(1024);
+        let activity = Arc::new(Activity::default());
+        (client, Box::pin(Watched::new(server, activity.clone())), activity)
+    }
+
+    async fn elapsed_until_closed(server: &mut Pin<Box<Watched<DuplexStream>>>) -> Duration {
+        let began = Instant::now();
+        let mut buf = [0u8; 64];
+        loop {
+            match server.read(&mut buf).await {
+                Ok(_) => {}
+                Err(e) => {
+                    assert_eq!(e.kind(), io::ErrorKind::TimedOut);
+                    return began.elapsed();
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_header_that_drips_is_cut_off() {
+        let (mut client, mut server, _) = watched();
+        let drip = tokio::spawn(async move {
+            loop {
+                if client.write_all(b"x").await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+        assert!(elapsed_until_closed(&mut server).await <= HEADER_READ_LIMIT + Duration::from_secs(1));
+        drip.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_served_connection_may_idle_longer() {
+        let (mut client, mut server, activity) = watched();
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut buf = [0u8; 64];
+        assert!(server.read(&mut buf).await.unwrap() > 0);
+        activity.begun.fetch_add(1, Ordering::AcqRel);
+        let idle = elapsed_until_closed(&mut server).await;
+        assert!(idle >= IDLE_LIMIT && idle < IDLE_LIMIT * 2, "{idle:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_request_does_not_end_its_connection() {
+        let (mut client, mut server, activity) = watched();
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut buf = [0u8; 64];
+        assert!(server.read(&mut buf).await.unwrap() > 0);
+        activity.busy.fetch_add(1, Ordering::AcqRel);
+        activity.begun.fetch_add(1, Ordering::AcqRel);
+        let waited = tokio::time::timeout(IDLE_LIMIT * 4, server.read(&mut buf)).await;
+        assert!(waited.is_err(), "the connection stays while a request is worked on");
+        activity.busy.fetch_sub(1, Ordering::AcqRel);
+        assert!(elapsed_until_closed(&mut server).await >= IDLE_LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn http2_is_left_to_its_own_pings() {
+        let (mut client, mut server, _) = watched();
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        let mut buf = [0u8; 64];
+        assert!(server.read(&mut buf).await.unwrap() > 0);
+        assert!(tokio::time::timeout(IDLE_LIMIT * 4, server.read(&mut buf)).await.is_err());
     }
 }

@@ -45,6 +45,11 @@ impl Tasks {
         });
     }
 
+    /// Asks all tasks to end, without waiting.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
     /// Asks all tasks to end and waits for them.
     pub async fn shut_down(&self) {
         self.stop.cancel();

@@ -1,16 +1,22 @@
 //! Request decoding shared by the handlers.
 
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use mecha_components_api::{Concurrency, Consistency, Metadata};
+use mecha_components_api::{Concurrency, Consistency, ErrorKind, Metadata};
 use mecha_core::ApiError;
+use mecha_core::codes::Code;
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::path;
+
+/// A body that is read as a whole has to be there within this time; a dripping client must not
+/// hold a place for ever.
+const BODY_READ_LIMIT: Duration = Duration::from_secs(60);
 
 /// Reads a whole body, `limit` bytes at most.
 pub(super) async fn whole<B>(body: B, limit: u64) -> Result<Bytes, ApiError>
@@ -22,14 +28,17 @@ where
         return Err(ApiError::too_large(limit));
     }
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
-    match Limited::new(body, most).collect().await {
+    let read = tokio::time::timeout(BODY_READ_LIMIT, Limited::new(body, most).collect());
+    let Ok(read) = read.await else {
+        let text = format!("failed to read request body: it did not arrive within {BODY_READ_LIMIT:?}");
+        return Err(ApiError::new(Code::BodyRead, ErrorKind::Timeout, text).with_status(408, 4));
+    };
+    match read {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => Err(ApiError::too_large(limit)),
-        Err(e) => Err(ApiError::new(
-            mecha_core::codes::Code::BodyRead,
-            mecha_components_api::ErrorKind::InvalidArgument,
-            format!("failed to read request body: {e}"),
-        )),
+        Err(e) => {
+            Err(ApiError::new(Code::BodyRead, ErrorKind::InvalidArgument, format!("failed to read request body: {e}")))
+        }
     }
 }
 

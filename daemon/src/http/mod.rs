@@ -348,3 +348,12 @@ pub async fn public(core: Arc<Core>, req: Request<Incoming>) -> Result<Answer, I
     };
     Ok(res.unwrap_or_else(|e| respond::error(&e)))
 }
+
+/// The answer of the profiling port: this build takes no profiles, and says what does.
+#[must_use]
+pub fn no_profiles() -> Answer {
+    respond::text(
+        StatusCode::NOT_IMPLEMENTED,
+        "this build takes no profiles itself; use `perf record -p PID`, and the process metrics of the metrics port\n",
+    )
+}

@@ -212,8 +212,6 @@ async fn rebuild(fix: &Fixtures, live: &Live, attached: &mut JoinHandle<()>) -> 
 
 fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Result<Servers> {
     let Listeners { http, grpc, internal, public: public_listener, metrics, profiling, .. } = listeners;
-    // Bound so that nobody else takes it; there is nothing to serve on it.
-    drop(profiling);
     let mut servers = Servers { apis: Tasks::new(), peers: Tasks::new(), metrics: Tasks::new(), _sockets: Vec::new() };
     let header_bytes = usize::try_from(options.read_buffer_size + HEADER_SLACK).unwrap_or(usize::MAX);
     let api_limits = ServerLimits {
@@ -251,7 +249,7 @@ fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Resul
         servers.apis.spawn("HTTP API", serve(listener, service, api_limits, servers.apis.clone()));
     }
     tracing::info!(target: "dapr.runtime", "HTTP server is running on port {}", options.http_port);
-    let grpc_limits = ServerLimits { http2_only: true, http1_only: false, ..api_limits };
+    let grpc_limits = crate::grpc::limits(options.read_buffer_size);
     for bound in grpc {
         let listener = usable(bound, &mut servers._sockets)?;
         let live = live.clone();
@@ -270,6 +268,11 @@ fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Resul
         });
         let limits = ServerLimits { http1_only: true, ..api_limits };
         servers.apis.spawn("public HTTP", serve(Listener::Tcp(tcp(listener)?), service, limits, servers.apis.clone()));
+    }
+    if let Some(listener) = profiling {
+        let service = service_fn(|_: Request<Incoming>| async { Ok::<_, Infallible>(crate::http::no_profiles()) });
+        let limits = ServerLimits { http1_only: true, ..api_limits };
+        servers.apis.spawn("profiling", serve(Listener::Tcp(tcp(listener)?), service, limits, servers.apis.clone()));
     }
     let address = internal.local_addr()?;
     tracing::info!(

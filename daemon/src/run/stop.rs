@@ -100,6 +100,8 @@ pub(super) async fn settle_inputs(runtime: &Runtime) {
 async fn stages(fix: &Fixtures, runtime: Arc<Runtime>, servers: Servers) {
     enter(&fix.health, Phase::Draining);
     settle_inputs(&runtime).await;
+    // Streams have to end before their servers can.
+    runtime.core.tasks.stop();
     // The app may call while it finishes, and peers until they have seen the goodbye.
     bounded(&servers.apis, "API servers").await;
     bounded(&servers.peers, "peer server").await;
@@ -119,6 +121,7 @@ async fn bounded(tasks: &Tasks, what: &str) {
 /// Closes a replaced runtime once its last call has ended, or its grace is over.
 pub(super) async fn retire(runtime: Arc<Runtime>) {
     let deadline = tokio::time::Instant::now() + RETIRE_GRACE;
+    runtime.core.tasks.stop();
     while runtime.is_busy() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(RETIRE_PAUSE).await;
     }
