@@ -35,6 +35,9 @@ const STATE_KEYS: &[&str] = &[
     "primaryEncryptionKey",
     "secondaryEncryptionKey",
 ];
+/// Features of a state store that are not built: automatic encryption and the outbox.
+const UNBUILT_STATE_KEYS: &[&str] =
+    &["primaryEncryptionKey", "secondaryEncryptionKey", "outboxPublishPubsub", "outboxPublishTopic"];
 const PUBSUB_KEYS: &[&str] =
     &["consumerID", "allowedTopics", "publishingScopes", "subscriptionScopes", "protectedTopics"];
 const BINDING_KEYS: &[&str] = &["direction", "route"];
@@ -439,6 +442,11 @@ impl Loader {
 
     async fn init_state(&self, c: &Component, md: &Metadata) -> Result<(), Failure> {
         let prepared = self.prepare(&self.registry.state, "state store", c, md, STATE_KEYS)?;
+        if let Some(key) = UNBUILT_STATE_KEYS.iter().find(|k| md.get_non_empty(k).is_some()) {
+            // Storing in the clear, or publishing nothing, would break a promise without a word.
+            let text = format!("metadata key '{key}' is not supported by this version; remove it to go on without it");
+            return Err(Failure::init(c, text, true));
+        }
         let keys = KeyScheme::from_metadata(md, &c.meta.name, &self.core.me.app_id, &self.core.me.namespace)
             .map_err(|e| Failure::init(c, e, true))?;
         let inner = self.build(prepared, c).await?;

@@ -24,8 +24,9 @@ use crate::events;
 
 /// Time a client has to say what it subscribes to.
 const FIRST_MESSAGE_LIMIT: Duration = Duration::from_secs(30);
-/// How long a stop waits for the verdicts on events that are out.
-const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How long a stop waits for the verdicts on events that are out; the broker's side has waited
+/// before, so this is for answers that are on their way.
+const STOP_GRACE: Duration = Duration::from_millis(500);
 
 /// An open stream.
 struct Open {

@@ -344,6 +344,10 @@ pub async fn public(core: Arc<Core>, req: Request<Incoming>) -> Result<Answer, I
         "/v1.0/healthz" | "/v1.0/healthz/outbound" | "/v1.0/metadata" => {
             Ok(respond::text(StatusCode::METHOD_NOT_ALLOWED, ""))
         }
+        // Known on the API port; here metadata is only read.
+        other if other.strip_prefix("/v1.0/metadata/").is_some_and(|key| !key.contains('/')) => {
+            Ok(respond::text(StatusCode::METHOD_NOT_ALLOWED, ""))
+        }
         _ => Ok(respond::text(StatusCode::NOT_FOUND, "404 page not found\n")),
     };
     Ok(res.unwrap_or_else(|e| respond::error(&e)))

@@ -249,7 +249,7 @@ fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Resul
         servers.apis.spawn("HTTP API", serve(listener, service, api_limits, servers.apis.clone()));
     }
     tracing::info!(target: "dapr.runtime", "HTTP server is running on port {}", options.http_port);
-    let grpc_limits = crate::grpc::limits(options.read_buffer_size);
+    let grpc_limits = crate::grpc::limits(u32::try_from(options.read_buffer_size).unwrap_or(u32::MAX));
     for bound in grpc {
         let listener = usable(bound, &mut servers._sockets)?;
         let live = live.clone();

@@ -9,7 +9,7 @@ use mecha_components_api::{BuildCx, Instance, Registry, SystemClock};
 use mecha_core::app::AppProtocol;
 use mecha_core::bindings::Inputs;
 use mecha_core::health::Health;
-use mecha_core::invoke::{Invoke, InvokeParts};
+use mecha_core::invoke::{AccessList, DenyAll, Invoke, InvokeParts};
 use mecha_core::loader::{EnvLookup, Loader, LoaderCx};
 use mecha_core::metrics::Metrics;
 use mecha_core::policies::Policies;
@@ -78,6 +78,7 @@ impl Runtime {
         let vars = fix.vars();
         let docs = documents::read(options, &*vars)?;
         let config = &docs.configuration;
+        settings::refuse_unbuilt(config)?;
 
         let tracing = settings::tracing(config);
         let telemetry = Telemetry::start(&tracing, &options.env.otel, &options.app_id).map_err(|e| e.to_string())?;
@@ -143,6 +144,17 @@ impl Runtime {
             app,
             invoke: invoke.clone(),
         }));
+        if let Some(list) = &config.access_control {
+            match AccessList::compile(list) {
+                Ok(list) => invoke.set_access_control(Arc::new(list)),
+                // A list that is not understood must not let anybody in.
+                Err(e) if options.strict.degrade => {
+                    tracing::error!(target: "dapr.runtime", "{e}; calls from other apps are refused");
+                    invoke.set_access_control(Arc::new(DenyAll));
+                }
+                Err(e) => return Err(e),
+            }
+        }
         let (rules, warnings) = settings::api_rules(config, options.strict.api_rules);
         for warning in warnings {
             tracing::warn!(target: "dapr.runtime", "{warning}");

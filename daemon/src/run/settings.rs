@@ -14,6 +14,22 @@ use crate::cli::Options;
 use crate::http::ApiLog;
 use crate::telemetry::TracingConfig;
 
+/// Refuses sections that guard calls and that this version does not run: leaving a guard out
+/// in silence would let through what it is there to stop.
+pub(super) fn refuse_unbuilt(config: &Configuration) -> Result<(), String> {
+    let pipelines = [("httpPipeline", &config.http_pipeline), ("appHttpPipeline", &config.app_http_pipeline)];
+    for (section, pipeline) in pipelines {
+        if let Some(handler) = pipeline.as_ref().and_then(|p| p.handlers.first()) {
+            return Err(format!(
+                "Configuration: {section} names the middleware '{}' ({}), and this version runs none. \
+                 Remove the section to start without it",
+                handler.name, handler.kind
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Where spans go and how many are made.
 pub(super) fn tracing(config: &Configuration) -> TracingConfig {
     let Some(document) = &config.tracing else { return TracingConfig::default() };

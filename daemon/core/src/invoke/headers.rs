@@ -30,8 +30,10 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Sidecars one invocation may go through. Call chains of real systems are far shorter;
-/// a loop passes any limit.
-pub const MAX_HOPS: u32 = 32;
+/// a loop passes any limit. Apps that hand on all headers send back the three lines that
+/// each sidecar adds, and HTTP/1 servers take about a hundred lines: with more hops the loop
+/// would end in a complaint about headers.
+pub const MAX_HOPS: u32 = 16;
 
 /// Headers that concern one connection only (RFC 9110, section 7.6.1, and what
 /// intermediaries have learnt to drop).

@@ -22,6 +22,7 @@ use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::policies::Policies;
 
+mod access;
 mod body;
 mod call;
 mod endpoint;
@@ -36,6 +37,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+pub use access::{AccessList, DenyAll};
 pub use body::{Exact, empty, full};
 pub use call::{
     AccessControl, AllowAll, Call, GrpcAnswer, Head, Invocation, Origin, Peer, PeerIdentity, Question, Reached,

@@ -14,8 +14,9 @@ use crate::app::{AppVerdict, TopicEvent};
 
 /// Events on their way to one client. The broker's own limit bounds what is unanswered.
 const QUEUE: usize = 16;
-/// How long a stop waits for the verdict on an event that is out.
-const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How long a stop waits for the verdict on an event that is out. A client that never answers
+/// must not take the whole time of a graceful stop, which is five seconds unless told.
+const STOP_GRACE: Duration = Duration::from_secs(3);
 
 /// An open stream: events come out, verdicts go in. Dropping it ends the subscription; events
 /// without a verdict are redelivered.
