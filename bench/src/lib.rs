@@ -1,1 +1,0 @@
-//! mecha-bench.

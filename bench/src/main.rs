@@ -1,0 +1,145 @@
+//! Measures a sidecar daemon beside direct calls, bare handlers and bare proxies, in one run on
+//! one machine: start, memory, latency, throughput, CPU. Prints ratios, writes JSON and an SVG.
+//!
+//! The load generator is a thread of this process; the app, the bare handler and the bare proxies
+//! are processes of their own, so that CPU is counted where it is used.
+
+mod facts;
+mod load;
+mod process;
+mod report;
+mod scenario;
+mod serve;
+mod sidecar;
+mod svg;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::report::Results;
+use crate::scenario::Effort;
+use crate::sidecar::Binary;
+
+/// Measures sidecar daemons side by side.
+///
+/// Examples:
+///   mecha-bench                                      everything, target/release/mechad
+///   mecha-bench --daemon target/release/mechad --daemon /usr/bin/daprd
+///   mecha-bench --only invoke --only startup --quick
+#[derive(Debug, Parser)]
+#[command(verbatim_doc_comment)]
+struct Args {
+    /// A daemon to measure; several take turns in every round.
+    #[arg(long = "daemon", value_name = "PATH", default_value = "target/release/mechad")]
+    daemons: Vec<PathBuf>,
+    /// Only these parts; all of them when none is named.
+    #[arg(long = "only", value_name = "PART")]
+    parts: Vec<Part>,
+    /// One short round: shows that everything works, its figures mean little.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds; the medians are reported.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Seconds that count, in each round and for each path.
+    #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=3600))]
+    seconds: u16,
+    /// Folder for the JSON and the SVG.
+    #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
+    out: PathBuf,
+    #[command(subcommand)]
+    helper: Option<Helper>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Helper {
+    /// The process of an app or a proxy; started by the bench itself.
+    #[command(hide = true)]
+    Helper {
+        /// Role, wire, value.
+        args: Vec<String>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Startup,
+    State,
+    Invoke,
+    Grpc,
+    Pubsub,
+    Connections,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match &args.helper {
+        Some(Helper::Helper { args }) => serve::run(args),
+        None => bench(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("mecha-bench: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(args: &Args) -> io::Result<()> {
+    let binaries = args.daemons.iter().map(|path| Binary::new(path)).collect::<io::Result<Vec<_>>>()?;
+    let effort = if args.quick {
+        Effort { rounds: 1, warm_up: Duration::from_millis(300), measured: Duration::from_secs(1), starts: 3 }
+    } else {
+        Effort {
+            rounds: args.rounds.into(),
+            warm_up: Duration::from_secs(1),
+            measured: Duration::from_secs(args.seconds.into()),
+            starts: 21,
+        }
+    };
+    let wanted = |part: Part| args.parts.is_empty() || args.parts.contains(&part);
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let mut results = Results::new(effort);
+    if wanted(Part::Startup) {
+        results.footprints = scenario::startup::run(&binaries, folder, effort)?;
+    }
+    if wanted(Part::State) {
+        results.contests.extend(scenario::state::run(&binaries, folder, effort)?);
+    }
+    if wanted(Part::Invoke) {
+        let (contests, after) = scenario::invoke::http(&binaries, folder, effort)?;
+        results.contests.extend(contests);
+        results.after_load(after);
+    }
+    if wanted(Part::Grpc) {
+        results.contests.extend(scenario::invoke::grpc(&binaries, folder, effort)?);
+    }
+    if wanted(Part::Pubsub) {
+        results.deliveries = scenario::pubsub::run(&binaries, folder, effort)?;
+    }
+    if wanted(Part::Connections) {
+        results.connections = scenario::connections::run(&binaries, folder, effort)?;
+    }
+    results.finish();
+    print!("{}", report::table(&results));
+    write(&args.out, &results)
+}
+
+fn write(folder: &Path, results: &Results) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let json = folder.join("latest.json");
+    let mut text = serde_json::to_string_pretty(results).map_err(io::Error::other)?;
+    text.push('\n');
+    fs::write(&json, text)?;
+    let picture = folder.join("latest.svg");
+    fs::write(&picture, svg::draw(results))?;
+    println!("\nwritten: {} and {}", json.display(), picture.display());
+    Ok(())
+}
