@@ -249,8 +249,8 @@ impl Reply {
     }
 
     /// The same reply, which must have this status.
-    #[must_use]
     #[track_caller]
+    #[allow(clippy::must_use_candidate, reason = "the check alone is often enough")]
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(
             self.status,

@@ -58,15 +58,19 @@ async fn an_http_app_is_called_with_verb_and_query() {
 async fn an_http_app_needs_a_verb() {
     let app = HttpApp::builder().on("/*", Answer::text("seen")).start().await;
     let pair = Pair::with(&app).await;
-    let mut client = pair.caller.grpc().await;
     let cases = [
         (None, "rpc error: code = InvalidArgument desc = missing HTTP extension field"),
         (Some((Verb::None, "")), "rpc error: code = InvalidArgument desc = invalid HTTP verb"),
     ];
     for (extension, text) in cases {
-        let status = client.invoke_service(request("x", "", extension)).await.unwrap_err();
-        assert_eq!(status.code(), Code::Internal, "{status:?}");
-        assert_eq!(status.message(), format!("failed to invoke, id: callee, err: {text}"));
+        let ask = || request("x", "", extension);
+        let own = pair.callee.grpc().await.invoke_service(ask()).await.unwrap_err();
+        assert_eq!((own.code(), own.message()), (Code::Internal, format!("failed to invoke, id: callee, err: {text}").as_str()));
+        // From another sidecar the callee's own words come behind those of the way there.
+        let remote = pair.caller.grpc().await.invoke_service(ask()).await.unwrap_err();
+        assert_eq!(remote.code(), Code::Internal, "{remote:?}");
+        assert!(remote.message().starts_with("failed to invoke, id: callee, err: "), "{remote:?}");
+        assert!(remote.message().ends_with(text), "{remote:?}");
     }
     assert!(app.calls("/x").is_empty());
 }

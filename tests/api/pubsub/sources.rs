@@ -107,7 +107,9 @@ async fn a_document_with_a_bad_rule_is_dropped_with_a_line() {
         with_events("memory", &app).component(bad).component(subscription("fine", EVENTS, "good", "/good", "")),
     )
     .await;
-    assert!(sidecar.log().contains("broken-rule"), "the document is named");
+    let log = sidecar.log();
+    let line = log.lines().find(|line| line.contains("this is not CEL")).expect("a line about the rule");
+    assert!(line.contains("level=error") && line.contains("'bad'") && line.contains("'events'"), "{line}");
     let [api, _] = sidecar.apis().await;
     api.publish(EVENTS, "good", "", "x", &[]).await.unwrap();
     app.wait_calls("POST /good", 1).await;

@@ -346,8 +346,11 @@ fn empty(reply: Reply) -> Result<(), Fault> {
 }
 
 fn header_metadata(reply: &Reply) -> BTreeMap<String, String> {
-    // Header names have no case; the wire form of the one key that matters is restored.
-    let named = |name: &str| if name == "ttlexpiretime" { "ttlExpireTime".to_owned() } else { name.to_owned() };
+    // Header names have no case; the keys that matter get theirs back.
+    let named = |name: &str| {
+        let known = ["ttlExpireTime", "statusCode"].into_iter().find(|known| known.eq_ignore_ascii_case(name));
+        known.unwrap_or(name).to_owned()
+    };
     let pairs = reply.headers.iter().filter_map(|(name, value)| {
         let key = name.as_str().strip_prefix("metadata.")?;
         Some((named(key), value.to_str().ok()?.to_owned()))
