@@ -25,6 +25,7 @@ fn main() {
     };
     let manifest = manifest::Manifest::load();
     let mut plan = plan::Plan::new(runtime);
+    blocks::limits(&mut plan);
     blocks::state(&mut plan, &manifest.state);
     blocks::pubsub(&mut plan, &manifest.pubsub);
     blocks::secrets(&mut plan, &manifest.secrets);

@@ -75,6 +75,8 @@ pub(crate) struct PubSubEntry {
     keeps_metadata: bool,
     #[serde(default)]
     pub(crate) one_instance: bool,
+    #[serde(default = "only_the_trait")]
+    pub(crate) fronts: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -93,6 +95,8 @@ pub(crate) struct SecretEntry {
     pub(crate) known: BTreeMap<String, BTreeMap<String, String>>,
     #[serde(default)]
     pub(crate) unknown_is_empty: bool,
+    #[serde(default = "only_the_trait")]
+    pub(crate) fronts: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -107,6 +111,8 @@ pub(crate) struct OutputEntry {
     pub(crate) operations: Vec<String>,
     #[serde(default)]
     pub(crate) object_key: Option<String>,
+    #[serde(default = "only_the_trait")]
+    pub(crate) fronts: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -120,6 +126,10 @@ pub(crate) struct ResolverEntry {
     metadata: BTreeMap<String, String>,
     announces: bool,
     knows_absence: bool,
+}
+
+fn only_the_trait() -> Vec<String> {
+    vec!["trait".to_owned()]
 }
 
 fn yes() -> bool {
@@ -173,7 +183,8 @@ pub(crate) fn fill(text: &str, dir: &Path) -> String {
     text
 }
 
-fn variables(text: &str) -> Vec<String> {
+/// Names of the environment variables in a value.
+pub(crate) fn variables(text: &str) -> Vec<String> {
     text.split("{env:").skip(1).filter_map(|rest| rest.split_once('}')).map(|(name, _)| name.to_owned()).collect()
 }
 

@@ -1,6 +1,6 @@
 //! Which tests there are, and which there are not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ pub(crate) struct Plan {
     pub(crate) trials: Vec<Trial>,
     absent: Vec<(String, String)>,
     outside: Vec<(String, Vec<&'static str>)>,
+    left_out: Vec<(String, &'static str, &'static str)>,
     closers: Vec<Closer>,
 }
 
@@ -37,7 +38,14 @@ pub(crate) struct After {
     runtime: Arc<Runtime>,
     absent: Vec<(String, String)>,
     outside: Vec<(String, Vec<&'static str>)>,
+    left_out: Vec<(String, &'static str, &'static str)>,
     closers: Vec<Closer>,
+}
+
+/// Where the cases of a block are run: the name in front of theirs, and what is left out.
+pub(crate) struct Place<'a> {
+    pub(crate) title: &'a str,
+    pub(crate) without: &'a dyn Fn(&str) -> Option<&'static str>,
 }
 
 /// An instance that is made when the first test needs it, once.
@@ -70,6 +78,21 @@ impl<C: ?Sized + Send + Sync + 'static> Shared<C> {
     }
 }
 
+/// What a case has for itself.
+pub(crate) trait Ending: Send + Sync + 'static {
+    /// Ends what it started, whoever still holds a part of it.
+    fn end(&self);
+}
+
+/// Ends it also when the case panics or takes too long.
+struct Ends<M: Ending>(Arc<M>);
+
+impl<M: Ending> Drop for Ends<M> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 impl Plan {
     pub(crate) fn new(runtime: Arc<Runtime>) -> Self {
         let named = std::env::var("REQUIRE").unwrap_or_default();
@@ -80,6 +103,7 @@ impl Plan {
             trials: Vec::new(),
             absent: Vec::new(),
             outside: Vec::new(),
+            left_out: Vec::new(),
             closers: Vec::new(),
         }
     }
@@ -103,7 +127,7 @@ impl Plan {
     /// The cases of a table that apply to `profile`, on one instance.
     pub(crate) fn cases<C, K>(
         &mut self,
-        entry: &str,
+        place: &Place<'_>,
         cases: impl Iterator<Item = &'static Case<C, K>>,
         profile: &K,
         instance: &Shared<C>,
@@ -111,23 +135,69 @@ impl Plan {
         C: ?Sized + Send + Sync + 'static,
         K: 'static,
     {
-        let mut outside = Vec::new();
-        for case in cases {
-            if !(case.needs)(profile) {
-                outside.push(case.name);
-                continue;
-            }
+        for case in self.applying(place, cases, profile) {
             let (instance, run) = (instance.clone(), case.run);
-            self.test(format!("{entry}/{}", case.name), move || {
+            self.test(format!("{}/{}", place.title, case.name), move || {
                 Box::pin(async move {
                     let instance = instance.get().await.map_err(|e| format!("it does not start: {e}"))?;
                     run(instance).await.map_err(|failure| failure.to_string())
                 })
             });
         }
-        if !outside.is_empty() {
-            self.outside.push((entry.to_owned(), outside));
+    }
+
+    /// The cases of a table that apply to `profile`, each on an instance of its own, which
+    /// ends with the case.
+    pub(crate) fn cases_apart<C, K, M>(
+        &mut self,
+        place: &Place<'_>,
+        cases: impl Iterator<Item = &'static Case<C, K>>,
+        profile: &K,
+        make: impl Fn() -> Arc<M> + Clone + Send + Sync + 'static,
+        share: fn(Arc<M>) -> Arc<C>,
+    ) where
+        C: ?Sized + Send + Sync + 'static,
+        K: 'static,
+        M: Ending,
+    {
+        for case in self.applying(place, cases, profile) {
+            let (make, run) = (make.clone(), case.run);
+            self.test(format!("{}/{}", place.title, case.name), move || {
+                Box::pin(async move {
+                    let made = make();
+                    let ends = Ends(Arc::clone(&made));
+                    let outcome = run(share(made)).await;
+                    drop(ends);
+                    outcome.map_err(|failure| failure.to_string())
+                })
+            });
         }
+    }
+
+    /// The cases to run; the others are noted.
+    fn applying<C, K>(
+        &mut self,
+        place: &Place<'_>,
+        cases: impl Iterator<Item = &'static Case<C, K>>,
+        profile: &K,
+    ) -> Vec<&'static Case<C, K>>
+    where
+        C: ?Sized,
+    {
+        let (mut apply, mut outside) = (Vec::new(), Vec::new());
+        for case in cases {
+            if !(case.needs)(profile) {
+                outside.push(case.name);
+            } else if let Some(why) = (place.without)(case.name) {
+                self.left_out.push((place.title.to_owned(), why, case.name));
+            } else {
+                apply.push(case);
+            }
+        }
+        if !outside.is_empty() {
+            self.outside.push((place.title.to_owned(), outside));
+        }
+        apply
     }
 
     /// Runs when all tests are done.
@@ -175,8 +245,8 @@ impl Plan {
 
     /// The tests, and what is to be done after them.
     pub(crate) fn split(self) -> (Vec<Trial>, After) {
-        let Self { runtime, trials, absent, outside, closers, .. } = self;
-        (trials, After { runtime, absent, outside, closers })
+        let Self { runtime, trials, absent, outside, left_out, closers, .. } = self;
+        (trials, After { runtime, absent, outside, left_out, closers })
     }
 }
 
@@ -198,7 +268,13 @@ impl After {
         let outside = self.outside.into_iter().filter(|(entry, _)| asked(entry));
         let outside =
             outside.map(|(entry, cases)| format!("{entry}: does not declare what these need: {}", cases.join(", ")));
-        let lines: Vec<String> = absent.chain(outside).collect();
+        let mut left_out: BTreeMap<(String, &str), Vec<&str>> = BTreeMap::new();
+        for (entry, why, case) in self.left_out.into_iter().filter(|(entry, ..)| asked(entry)) {
+            left_out.entry((entry, why)).or_default().push(case);
+        }
+        let left_out =
+            left_out.into_iter().map(|((entry, why), cases)| format!("{entry}: left out, {why}: {}", cases.join(", ")));
+        let lines: Vec<String> = absent.chain(outside).chain(left_out).collect();
         if !lines.is_empty() {
             eprintln!("Not run:\n  {}", lines.join("\n  "));
         }

@@ -71,7 +71,6 @@ struct Ports {
 
 impl Sidecar {
     /// Describes a sidecar to be started.
-    #[must_use]
     pub fn builder() -> SidecarBuilder {
         SidecarBuilder::new()
     }

@@ -37,7 +37,9 @@ pub struct Expect {
 }
 
 impl Fault {
-    pub(crate) fn of_reply(reply: &Reply) -> Self {
+    /// As an answer with an error status says it.
+    #[must_use]
+    pub fn of_reply(reply: &Reply) -> Self {
         let body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
         Self {
             http: Some(reply.status),
@@ -49,7 +51,9 @@ impl Fault {
         }
     }
 
-    pub(crate) fn of_status(status: &Status) -> Self {
+    /// As the status of a call says it.
+    #[must_use]
+    pub fn of_status(status: &Status) -> Self {
         let details = status_details(status);
         let reason = details.iter().find_map(|detail| detail["reason"].as_str()).unwrap_or_default().to_owned();
         Self {
