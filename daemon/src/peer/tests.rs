@@ -537,9 +537,12 @@ proptest! {
             type_url: String::new(),
             origin: if grpc { Origin::Grpc } else { Origin::Http },
         };
-        let plain = lists(&head.headers);
+        let mut plain = lists(&head.headers);
         if !content_type.is_empty() {
             head.headers.insert("content-type", content_type.parse().unwrap());
+            if !grpc {
+                plain.insert("content-type".to_owned(), vec![content_type.clone()]);
+            }
         }
         let mut out = BytesMut::new();
         wire::put_request(&mut out, &head, &data, false);

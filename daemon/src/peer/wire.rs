@@ -138,6 +138,10 @@ fn is_content_type(name: &HeaderName) -> bool {
     name == CONTENT_TYPE
 }
 
+fn nothing(_: &HeaderName) -> bool {
+    false
+}
+
 /// Metadata entry that marks the caller as a gRPC one.
 const GRPC_MARK: &[u8] = b"\x0a\x0ccontent-type\x12\x12\x0a\x10application/grpc";
 
@@ -149,9 +153,10 @@ fn any_len(type_url: &str, data: usize) -> usize {
 /// when it travels inside; the last field written is the one that holds it.
 pub(super) fn put_request(out: &mut BytesMut, head: &Head, data: &[u8], nested: bool) {
     let content_type = head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    let (case, mark) = match head.origin {
-        Origin::Http => (Case::Canonical, 0),
-        Origin::Grpc => (Case::Lower, len_field(GRPC_MARK.len())),
+    // The content type of a gRPC caller's metadata is that of gRPC: it marks the caller.
+    let (case, mark, skip): (_, _, fn(&HeaderName) -> bool) = match head.origin {
+        Origin::Http => (Case::Canonical, 0, nothing),
+        Origin::Grpc => (Case::Lower, len_field(GRPC_MARK.len()), is_content_type),
     };
     let verb = head.verb.number();
     let extension = verb.map(|v| varint_field(int32(v)) + bytes_len(head.query.as_bytes()));
@@ -161,7 +166,7 @@ pub(super) fn put_request(out: &mut BytesMut, head: &Head, data: &[u8], nested: 
         + bytes_len(content_type)
         + extension.map_or(0, len_field)
         + if with_any { len_field(any) } else { 0 };
-    let all = varint_field(1) + mark + headers_len(&head.headers, is_content_type) + len_field(message);
+    let all = varint_field(1) + mark + headers_len(&head.headers, skip) + len_field(message);
     out.reserve(all + 16);
     if nested {
         put_len(out, 1, all);
@@ -170,7 +175,7 @@ pub(super) fn put_request(out: &mut BytesMut, head: &Head, data: &[u8], nested: 
     if mark > 0 {
         put_bytes(out, 2, GRPC_MARK);
     }
-    put_headers(out, 2, &head.headers, case, is_content_type);
+    put_headers(out, 2, &head.headers, case, skip);
     put_len(out, 3, message);
     put_bytes(out, 1, head.method.as_str().as_bytes());
     put_bytes(out, 3, content_type);
@@ -207,7 +212,7 @@ pub(super) fn put_response(
         + details.iter().map(|d| len_field(detail_len(d))).sum::<usize>();
     let any = any_len(type_url, data.len());
     let message = bytes_len(content_type) + if any > 0 { len_field(any) } else { 0 };
-    let trailers = grpc.map_or(0, |g| headers_len(&g.trailers, |_| false));
+    let trailers = grpc.map_or(0, |g| headers_len(&g.trailers, nothing));
     let all = len_field(status_len) + headers_len(headers, is_content_type) + trailers + len_field(message);
     out.reserve(all + 16);
     if nested {
@@ -223,7 +228,7 @@ pub(super) fn put_response(
     }
     put_headers(out, 2, headers, case, is_content_type);
     if let Some(g) = grpc {
-        put_headers(out, 3, &g.trailers, Case::Lower, |_| false);
+        put_headers(out, 3, &g.trailers, Case::Lower, nothing);
     }
     put_len(out, 4, message);
     put_bytes(out, 2, content_type);
@@ -250,8 +255,8 @@ pub(super) fn put_payload_head(out: &mut BytesMut, seq: u64, data: usize) {
 
 /// A last stream message that carries trailers only.
 pub(super) fn put_trailers(out: &mut BytesMut, trailers: &HeaderMap) {
-    put_len(out, 1, headers_len(trailers, |_| false));
-    put_headers(out, 3, trailers, Case::Lower, |_| false);
+    put_len(out, 1, headers_len(trailers, nothing));
+    put_headers(out, 3, trailers, Case::Lower, nothing);
 }
 
 // Reading.

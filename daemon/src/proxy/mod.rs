@@ -117,15 +117,20 @@ impl GrpcProxy {
             return Err(TransportError::unsent(grpc_code::INVALID_ARGUMENT, text));
         }
         clean_headers(req.headers_mut());
-        headers::count_hop(req.headers_mut()).map_err(|hops| {
-            let text = format!("the call went through {hops} sidecars: it is a loop");
-            TransportError::unsent(grpc_code::FAILED_PRECONDITION, text)
-        })?;
         let own_namespace = self.invoke.identity().namespace_or_default();
         match Id::parse(&target, own_namespace).map_err(unknown)? {
             Id::Url(url) => Err(unknown(format!("invalid app id {url}"))),
-            Id::App { app, namespace } if self.invoke.is_own(app, namespace) => self.to_app(side, connected, req).await,
-            Id::App { app, namespace } => self.to_peer(app, namespace, req).await,
+            Id::App { app, namespace } => {
+                let own = self.invoke.is_own(app, namespace);
+                // The sidecar that the call left has counted it already.
+                if !(own && side == Side::Peer) {
+                    headers::count_hop(req.headers_mut()).map_err(|hops| {
+                        let text = format!("the call went through {hops} sidecars: it is a loop");
+                        TransportError::unsent(grpc_code::FAILED_PRECONDITION, text)
+                    })?;
+                }
+                if own { self.to_app(side, connected, req).await } else { self.to_peer(app, namespace, req).await }
+            }
         }
     }
 

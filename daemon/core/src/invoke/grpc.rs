@@ -14,6 +14,7 @@ use crate::error::ApiError;
 
 /// Response metadata with the HTTP status of the callee.
 const HTTP_STATUS: HeaderName = HeaderName::from_static("dapr-http-status");
+const ERROR_INFO: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 /// Limit of a metadata value in `ErrorInfo`.
 const MAX_ERROR_TEXT: usize = 63;
 
@@ -151,7 +152,7 @@ fn error_info(reason: &str, metadata: &[(&str, &str)]) -> StatusDetail {
         field(&mut entry, 2, value.as_bytes());
         field(&mut out, 3, &entry);
     }
-    StatusDetail { type_url: "type.googleapis.com/google.rpc.ErrorInfo".to_owned(), value: out.freeze() }
+    StatusDetail { type_url: ERROR_INFO.to_owned(), value: out.freeze() }
 }
 
 /// A gRPC app's answer as an HTTP client gets it.
@@ -162,23 +163,82 @@ pub(super) fn as_http(answer: Response<Body>, status: &GrpcAnswer) -> Response<B
     if status.code == grpc_code::OK {
         return Response::from_parts(parts, body);
     }
-    let mut json = serde_json::Map::new();
-    json.insert("code".to_owned(), status.code.into());
+    let mut json = format!("{{\"code\":{}", status.code);
     if !status.message.is_empty() {
-        json.insert("message".to_owned(), status.message.clone().into());
+        json.push_str(",\"message\":");
+        json.push_str(&serde_json::Value::from(status.message.as_str()).to_string());
     }
     if !status.details.is_empty() {
-        json.insert("details".to_owned(), status.details.iter().map(detail_json).collect());
+        json.push_str(",\"details\":");
+        json.push_str(&status.details.iter().map(detail_json).collect::<serde_json::Value>().to_string());
     }
+    json.push('}');
     parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     parts.headers.remove(http::header::CONTENT_LENGTH);
-    Response::from_parts(parts, super::full(serde_json::Value::Object(json).to_string().into()))
+    Response::from_parts(parts, super::full(json.into()))
 }
 
+/// A detail in the JSON form of its type when that is `ErrorInfo`, else as bytes.
 fn detail_json(detail: &StatusDetail) -> serde_json::Value {
     use base64::Engine;
+    if detail.type_url == ERROR_INFO
+        && let Some(info) = read_error_info(&detail.value)
+    {
+        return info;
+    }
     let value = base64::engine::general_purpose::STANDARD.encode(&detail.value);
     serde_json::json!({ "@type": detail.type_url, "value": value })
+}
+
+fn read_error_info(value: &[u8]) -> Option<serde_json::Value> {
+    let mut info = serde_json::Map::new();
+    info.insert("@type".to_owned(), ERROR_INFO.into());
+    let mut metadata = serde_json::Map::new();
+    for (number, text) in texts(value)? {
+        match number {
+            1 => drop(info.insert("reason".to_owned(), std::str::from_utf8(text).ok()?.into())),
+            2 => drop(info.insert("domain".to_owned(), std::str::from_utf8(text).ok()?.into())),
+            3 => {
+                let (mut key, mut value) = ("", "");
+                for (number, text) in texts(text)? {
+                    match number {
+                        1 => key = std::str::from_utf8(text).ok()?,
+                        2 => value = std::str::from_utf8(text).ok()?,
+                        _ => return None,
+                    }
+                }
+                metadata.insert(key.to_owned(), value.into());
+            }
+            _ => return None,
+        }
+    }
+    if !metadata.is_empty() {
+        info.insert("metadata".to_owned(), metadata.into());
+    }
+    Some(info.into())
+}
+
+/// The fields of a message that has length-delimited fields only.
+fn texts(mut rest: &[u8]) -> Option<Vec<(u8, &[u8])>> {
+    let mut all = Vec::new();
+    while let Some((tag, mut after)) = rest.split_first() {
+        if tag & 7 != 2 {
+            return None;
+        }
+        let mut length = 0usize;
+        for shift in [0, 7, 14, 21] {
+            let (byte, next) = after.split_first()?;
+            after = next;
+            length |= usize::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        let (text, next) = after.split_at_checked(length)?;
+        all.push((tag >> 3, text));
+        rest = next;
+    }
+    Some(all)
 }
 
 /// Reason phrases as gRPC callers of the incumbent know them.
@@ -281,6 +341,19 @@ mod tests {
         }
         let all: Vec<u16> = (0..=16).map(http_from_code).collect();
         assert_eq!(all, [200, 408, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401]);
+    }
+
+    #[test]
+    fn details_are_shown_as_json() {
+        let detail = error_info("R", &[("k", "v"), ("long", &"x".repeat(200))]);
+        let json = detail_json(&detail);
+        assert_eq!((&json["reason"], &json["domain"]), (&"R".into(), &"dapr.io".into()));
+        assert_eq!(json["metadata"]["long"].as_str().map(str::len), Some(200));
+        let other = StatusDetail { type_url: "t".into(), value: Bytes::from_static(b"v") };
+        assert_eq!(detail_json(&other)["value"], "dg==");
+        for broken in [&b"\x0a\xff"[..], b"\x08\x01", b"\x0a\x01\xff"] {
+            assert_eq!(read_error_info(broken), None);
+        }
     }
 
     #[test]

@@ -110,7 +110,16 @@ pub fn for_grpc(headers: &mut HeaderMap, from_http: bool) {
         }
         prefix_where(headers, |n| n.starts_with("grpc-") || is_permanent(n));
     } else {
+        // A peer's `:authority`, which no header can be called.
+        headers.remove("dapr-authority");
         prefix_where(headers, |n| n.starts_with("grpc-") && n != "grpc-trace-bin");
+    }
+}
+
+/// Removes the status that an app's gRPC client may leave among the metadata of an answer.
+pub fn strip_grpc_status(headers: &mut HeaderMap) {
+    for name in ["grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-encoding", "grpc-accept-encoding"] {
+        headers.remove(name);
     }
 }
 

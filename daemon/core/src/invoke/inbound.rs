@@ -67,6 +67,9 @@ impl Invoke {
         };
         headers::strip_hop_by_hop(answer.headers_mut());
         answer.headers_mut().remove(headers::API_TOKEN);
+        if protocol.is_grpc() {
+            headers::strip_grpc_status(answer.headers_mut());
+        }
         Ok(answer)
     }
 

@@ -356,7 +356,12 @@ impl Invoke {
         };
         let req = inbound::app_request(head, source.body(), app.protocol()).map_err(Failed::Text)?;
         match app.invoke(req).await {
-            Ok(answer) => Ok(answer),
+            Ok(mut answer) => {
+                if app.protocol().is_grpc() {
+                    headers::strip_grpc_status(answer.headers_mut());
+                }
+                Ok(answer)
+            }
             Err(e) => inbound::grpc_answer(e).map_err(Failed::Text),
         }
     }
