@@ -50,6 +50,10 @@ pub type EnvLookup = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 pub struct LoaderCx {
     /// Strict mode: degrade instead of failing.
     pub strict: bool,
+    /// Secret scopes hold for `secretKeyRef` too.
+    pub scoped_secrets: bool,
+    /// Components are told to take their safer defaults.
+    pub strict_components: bool,
     /// Folder for data of this user on this machine.
     pub home: PathBuf,
     /// Wall clock.
@@ -304,7 +308,7 @@ impl Loader {
         for query in component.secret_refs(&self.cx.default_secret_store) {
             let SecretQuery { store, name, key } = query;
             let Found::Running(h) = self.core.store.secrets(store) else { continue };
-            if self.cx.strict && !self.core.secrets.allows(store, name) {
+            if self.cx.scoped_secrets && !self.core.secrets.allows(store, name) {
                 tracing::error!(
                     target: "dapr.runtime.processor",
                     "Error getting secret: access denied by policy to get \"{name}\" from \"{store}\""
@@ -348,7 +352,7 @@ impl Loader {
             name: component.meta.name.as_str().into(),
             app_id: self.core.me.app_id.clone(),
             namespace: self.core.me.namespace.clone(),
-            strict: self.cx.strict,
+            strict: self.cx.strict_components,
             home: self.cx.home.clone(),
             clock: self.cx.clock.clone(),
         }

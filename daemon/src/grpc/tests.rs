@@ -152,6 +152,8 @@ async fn load(core: &Arc<Core>, metrics: Arc<Metrics>) {
     let (policies, _) = Policies::compile(&[], metrics);
     let cx = LoaderCx {
         strict: false,
+        scoped_secrets: false,
+        strict_components: false,
         home: std::env::temp_dir(),
         clock: Arc::new(SystemClock),
         env: Arc::new(|name| (name == "GREETING").then(|| "hello".to_owned())),

@@ -216,6 +216,8 @@ impl Runtime {
             policies.clone(),
             LoaderCx {
                 strict: options.strict.degrade,
+                scoped_secrets: options.strict.secret_scopes,
+                strict_components: options.strict.sqlite_full,
                 home: fix.home(),
                 clock: Arc::new(SystemClock),
                 env: vars.clone(),
