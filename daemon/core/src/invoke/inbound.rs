@@ -68,7 +68,7 @@ impl Invoke {
         headers::strip_hop_by_hop(answer.headers_mut());
         answer.headers_mut().remove(headers::API_TOKEN);
         if protocol.is_grpc() {
-            headers::strip_grpc_status(answer.headers_mut());
+            clean_grpc_answer(&mut answer);
         }
         Ok(answer)
     }
@@ -171,6 +171,16 @@ pub(super) fn grpc_answer(error: AppError) -> Result<Response<Body>, String> {
         ..GrpcAnswer::default()
     });
     Ok(answer)
+}
+
+/// Leaves of an app's metadata what the app said, and not what its transport added.
+pub(super) fn clean_grpc_answer(answer: &mut Response<Body>) {
+    headers::strip_grpc_status(answer.headers_mut());
+    if let Some(grpc) = answer.extensions_mut().get_mut::<GrpcAnswer>() {
+        headers::strip_grpc_status(&mut grpc.trailers);
+        grpc.trailers.remove(http::header::CONTENT_TYPE);
+        grpc.trailers.remove(http::header::DATE);
+    }
 }
 
 /// Caller ids that are proven replace those that are claimed.

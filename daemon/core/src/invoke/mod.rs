@@ -358,7 +358,7 @@ impl Invoke {
         match app.invoke(req).await {
             Ok(mut answer) => {
                 if app.protocol().is_grpc() {
-                    headers::strip_grpc_status(answer.headers_mut());
+                    inbound::clean_grpc_answer(&mut answer);
                 }
                 Ok(answer)
             }
