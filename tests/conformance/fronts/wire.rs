@@ -1,6 +1,7 @@
 //! A real `mechad` around one component, reached over HTTP or gRPC.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -23,7 +24,6 @@ pub(crate) enum Wire {
 }
 
 /// A daemon with one component; it ends with the value, or with [`Daemon::end`].
-#[derive(Debug)]
 pub(super) struct Daemon {
     sidecar: Mutex<Option<Sidecar>>,
     pub(super) api: Api,
@@ -57,6 +57,13 @@ impl Wire {
 
     pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|wire| wire.name() == name)
+    }
+}
+
+/// Its environment may hold secrets.
+impl fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Daemon").field("wire", &self.wire).finish_non_exhaustive()
     }
 }
 
