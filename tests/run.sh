@@ -41,7 +41,7 @@ readonly STAGES=(
   "example|the shop of the README runs and ends by itself"
 )
 # Stages that start binaries of this checkout.
-readonly NEED_BUILD=" arrows codegen docs black-box sdks example "
+readonly NEED_BUILD=" arrows codegen docs conformance black-box sdks example "
 
 # ---- Stages ----
 
@@ -313,6 +313,8 @@ printf '%s\n' "${rows[@]}"
 printf 'all stages: %ds\n' "$SECONDS"
 for name in "${broken[@]}"; do
   echo "failed: $name; its output is in $LOGS/$name.log, again: MECHA_TEST_STAGES=$name bash tests/run.sh"
+  grep -hE '^(test .*FAILED$|FAILED |error(\[|:)|check: .* failed|not ok|✖ |missing: |too old: )' "$LOGS/$name.log" 2>/dev/null |
+    head -n 20 | sed 's/^/  /'
 done
 echo "$sum_passed passed, $sum_failed failed"
 ((sum_failed == 0 && sum_passed > 0))
