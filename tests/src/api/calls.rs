@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::bodies::list;
 use super::{Api, Fault, Front, Got, Item, Op};
-use crate::http::{Http, Reply, escape};
+use crate::http::{Http, Reply, Request, escape};
 
 /// Metadata as callers write it.
 type Metadata<'a> = &'a [(&'a str, &'a str)];
@@ -45,7 +45,7 @@ impl Api {
     pub async fn get(&self, store: &str, key: &str) -> Result<Option<Got>, Fault> {
         match &self.front {
             Front::Http(http) => {
-                let reply = http.get(format!("/v1.0/state/{}/{}", escape(store), escape(key))).send().await;
+                let reply = sent(http.get(format!("/v1.0/state/{}/{}", escape(store), escape(key)))).await;
                 match reply.status {
                     200 => Ok(Some(Got {
                         etag: reply.header("etag").to_owned(),
@@ -111,7 +111,7 @@ impl Api {
                 if let Some(etag) = etag {
                     request = request.header("if-match", etag);
                 }
-                empty(request.send().await)
+                empty(sent(request).await)
             }
             Front::Grpc(client) => {
                 let request = DeleteStateRequest {
@@ -165,7 +165,7 @@ impl Api {
                 if !content_type.is_empty() {
                     request = request.header("content-type", content_type);
                 }
-                empty(request.send().await)
+                empty(sent(request).await)
             }
             Front::Grpc(client) => {
                 let request = PublishEventRequest {
@@ -279,7 +279,7 @@ impl Api {
     pub async fn secret(&self, store: &str, key: &str) -> Result<BTreeMap<String, String>, Fault> {
         match &self.front {
             Front::Http(http) => {
-                let reply = http.get(format!("/v1.0/secrets/{}/{}", escape(store), escape(key))).send().await;
+                let reply = sent(http.get(format!("/v1.0/secrets/{}/{}", escape(store), escape(key)))).await;
                 if reply.status != 200 {
                     return Err(Fault::of_reply(&reply));
                 }
@@ -301,7 +301,7 @@ impl Api {
     pub async fn secrets(&self, store: &str) -> Result<BTreeMap<String, BTreeMap<String, String>>, Fault> {
         match &self.front {
             Front::Http(http) => {
-                let reply = http.get(format!("/v1.0/secrets/{}/bulk", escape(store))).send().await;
+                let reply = sent(http.get(format!("/v1.0/secrets/{}/bulk", escape(store)))).await;
                 if reply.status != 200 {
                     return Err(Fault::of_reply(&reply));
                 }
@@ -323,7 +323,7 @@ impl Api {
         match &self.front {
             Front::Http(http) => {
                 let request = http.request("PUT", format!("/v1.0/metadata/{}", escape(key)));
-                empty(request.body(value.to_owned()).send().await)
+                empty(sent(request.body(value.to_owned())).await)
             }
             Front::Grpc(client) => {
                 let request = SetMetadataRequest { key: key.to_owned(), value: value.to_owned() };
@@ -334,7 +334,13 @@ impl Api {
 }
 
 async fn json_post(http: &Http, path: &str, body: Bytes) -> Reply {
-    http.post(path, body).header("content-type", "application/json").send().await
+    sent(http.post(path, body).header("content-type", "application/json")).await
+}
+
+/// A daemon that is gone is a fault with status 0, as over gRPC it is one with a code.
+async fn sent(request: Request) -> Reply {
+    let none = |text: String| Reply { status: 0, headers: http::HeaderMap::new(), body: text.into() };
+    request.try_send().await.unwrap_or_else(none)
 }
 
 fn empty(reply: Reply) -> Result<(), Fault> {
