@@ -8,6 +8,8 @@ work=${CARGO_TARGET_DIR:-$root/target}/orders
 keep=false
 profile=debug
 shop=
+customer=
+lock=
 
 usage() {
   cat <<'END'
@@ -29,14 +31,34 @@ fail() {
   exit 1
 }
 
-# Whatever happens, nothing stays behind: mecha ends the apps and sidecars that it started.
-close_shop() {
-  local status=$?
-  trap - EXIT INT TERM
-  if [ -n "$shop" ] && kill -0 "$shop" 2>/dev/null; then
-    kill -TERM "$shop" 2>/dev/null || true
-    wait "$shop" 2>/dev/null || true
+# Starts a program whose output goes to a log, and leaves its process in $started. It gets a process group of its own,
+# so that Ctrl-C reaches this script alone, which then ends things in order: mecha takes a second signal for impatience.
+start() {
+  local output=$1
+  shift
+  set -m
+  if [ -n "$lock" ]; then
+    "$@" >"$output" 2>&1 </dev/null {lock}>&- &
+  else
+    "$@" >"$output" 2>&1 </dev/null &
   fi
+  started=$!
+  set +m
+}
+
+# Ends a program that was started and waits for it; mecha ends the apps and sidecars that it runs.
+stop() {
+  [ -n "$1" ] || return 0
+  kill -TERM "$1" 2>/dev/null || true
+  wait "$1" 2>/dev/null
+}
+
+# Whatever happens, nothing stays behind.
+leave() {
+  local status=$?
+  trap - EXIT HUP INT TERM
+  stop "$customer" || true
+  stop "$shop" || true
   exit "$status"
 }
 
@@ -91,6 +113,25 @@ install_node() {
   say "$stamp" >"$work/js/.installed"
 }
 
+# Two runs in one checkout would share ports and data.
+take_turns() {
+  command -v flock >/dev/null || return 0
+  exec {lock}>"$work/lock"
+  flock -n "$lock" && return
+  say "Another run of this example is under way in this checkout; waiting for its end ..."
+  flock -w 600 "$lock" || fail "the other run did not end within 10 minutes"
+}
+
+# The ports in dapr.yaml are fixed, so that everybody knows them.
+check_ports() {
+  local port
+  for port in $(sed -n 's/^ *appPort: *//p' "$here/dapr.yaml"); do
+    if (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+      fail "port $port is in use, and the shop needs it" "end what listens there, or change appPort in $here/dapr.yaml"
+    fi
+  done
+}
+
 build() {
   local flags=()
   [ $profile = release ] && flags+=(--release)
@@ -112,6 +153,8 @@ done
 
 check_tools
 mkdir -p "$work/log"
+take_turns
+check_ports
 build
 install_python
 install_node
@@ -124,35 +167,36 @@ export NODE_PATH=$work/js/node_modules
 export PATH=$work/venv/bin:$PATH
 rm -rf "$MECHA_HOME"
 
-trap close_shop EXIT
+trap leave EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+check_ports
 say "Starting the shop: checkout and shipping (JavaScript), inventory (Python), each with its own sidecar ..."
-"$mecha" run -f "$here" >"$log" 2>&1 &
-shop=$!
+start "$log" "$mecha" run -f "$here"
+shop=$started
 
-# A customer is an app like the others; it waits until the shop is open.
-customer=0
-"$mecha" run --app-id customer -- node "$here/customer/main.js" >"$work/log/customer.log" 2>&1 &
-buying=$!
-while kill -0 "$buying" 2>/dev/null; do
-  # Whichever of the two ends first.
-  wait -n "$buying" "$shop" 2>/dev/null || true
-  if ! kill -0 "$shop" 2>/dev/null; then
-    kill -TERM "$buying" 2>/dev/null || true
-    wait "$buying" 2>/dev/null || true
+# The customer is an app like the others; it waits until the shop is open.
+start "$work/log/customer.log" "$mecha" run --app-id customer -- node "$here/customer/main.js"
+customer=$started
+while kill -0 "$customer" 2>/dev/null; do
+  # Without one of its apps the shop serves nobody, so waiting for the customer would be in vain.
+  if ! kill -0 "$shop" 2>/dev/null || grep -q '^error' "$log"; then
     tail -n 30 "$log" >&2
-    fail "the shop closed before the customers were done; its whole log is $log"
+    fail "the shop broke down before the customer was done; its whole log is $log"
   fi
+  sleep 0.2
 done
-wait "$buying" || customer=$?
+served=0
+wait "$customer" || served=$?
+customer=
 
 say
 sed -n 's/^== APP == //p' "$work/log/customer.log"
-if [ "$customer" -ne 0 ]; then
+if [ "$served" -ne 0 ]; then
   tail -n 30 "$log" >&2
-  fail "the customers were not served as they should; logs: $work/log/customer.log and $log"
+  fail "the customer was not served as it should; logs: $work/log/customer.log and $log"
 fi
 
 say
@@ -165,9 +209,8 @@ if $keep; then
   wait "$shop" || fail "the shop ended by itself with status $?; its log is $log"
   exit 0
 fi
-kill -TERM "$shop"
 closed=0
-wait "$shop" || closed=$?
+stop "$shop" || closed=$?
 shop=
 [ "$closed" -eq 0 ] || fail "the shop did not close as it should (status $closed); its log is $log"
 say "The shop is closed; nothing of it is left running. Its log is $log."
