@@ -314,7 +314,7 @@ printf 'all stages: %ds\n' "$SECONDS"
 for name in "${broken[@]}"; do
   echo "failed: $name; its output is in $LOGS/$name.log, again: MECHA_TEST_STAGES=$name bash tests/run.sh"
   grep -hE '^(test .*FAILED$|FAILED |error(\[|:)|check: .* failed|not ok| *✖ |missing: |too old: )' "$LOGS/$name.log" 2>/dev/null |
-    head -n 20 | sed 's/^/  /'
+    awk '!seen[$0]++' | head -n 20 | sed 's/^/  /'
 done
 echo "$sum_passed passed, $sum_failed failed"
 ((sum_failed == 0 && sum_passed > 0))
