@@ -116,8 +116,9 @@ class Sidecar extends Child {
   }
 
   /** An SDK client of this sidecar. */
-  client(protocol) {
+  client(protocol, more = {}) {
     const client = new DaprClient({
+      ...more,
       daprHost: "127.0.0.1",
       daprPort: String(protocol === CommunicationProtocolEnum.GRPC ? this.grpc : this.http),
       communicationProtocol: protocol,
@@ -167,7 +168,12 @@ class Stage {
   }
 
   async sidecar(appId, ...flags) {
-    const sidecar = new Sidecar(this.folder, this.env, appId, await freePorts(4), flags);
+    return this.sidecarWith({}, appId, ...flags);
+  }
+
+  /** A sidecar with variables of its own. */
+  async sidecarWith(env, appId, ...flags) {
+    const sidecar = new Sidecar(this.folder, { ...this.env, ...env }, appId, await freePorts(4), flags);
     this.children.push(sidecar);
     return sidecar;
   }

@@ -57,8 +57,8 @@ class Place:
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(("DAPR_", "OTEL_", "MECHA"))}
         self.env["PYTHONDONTWRITEBYTECODE"] = "1"
 
-    def sidecar(self, app_id: str, *flags: str, ports: Optional[list[int]] = None) -> "Sidecar":
-        sidecar = Sidecar(self, app_id, list(flags), ports or free_ports(4))
+    def sidecar(self, app_id: str, *flags: str, ports: Optional[list[int]] = None, **env: str) -> "Sidecar":
+        sidecar = Sidecar(self, app_id, list(flags), ports or free_ports(4), env)
         self.children.append(sidecar)
         return sidecar
 
@@ -105,11 +105,12 @@ class Child:
 class Sidecar(Child):
     """A mechad, started as `mecha run` starts it."""
 
-    def __init__(self, place: Place, app_id: str, flags: list[str], ports: list[int]):
+    def __init__(self, place: Place, app_id: str, flags: list[str], ports: list[int], more_env: dict[str, str]):
         self.app_id = app_id
         self.http, self.grpc, internal, metrics = ports
         env = {
             **place.env,
+            **more_env,
             "MECHA_HOME": str(place.folder / "home"),
             "MECHA_NAME_REGISTRY": str(place.folder / "names.db"),
             "DAPR_HOST_IP": "127.0.0.1",

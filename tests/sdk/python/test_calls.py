@@ -56,6 +56,21 @@ def test_invoke_unknown_app(stage):
     assert "nobody" in error.value.details()
 
 
+def test_invoke_by_proxy(stage):
+    target = (("dapr-app-id", "grpc-app"),)
+    with grpc.insecure_channel(f"127.0.0.1:{stage.tester.grpc}") as channel:
+        greet = channel.unary_unary("/shop.Greeter/Greet")
+        answer, call = greet.with_call(b"world", metadata=target, timeout=30)
+        assert answer == b"hello world"
+        assert dict(call.trailing_metadata())["greeted-by"] == "grpc-app"
+        with pytest.raises(grpc.RpcError) as error:
+            greet(b"nobody", metadata=target, timeout=30)
+        assert (error.value.code(), error.value.details()) == (grpc.StatusCode.NOT_FOUND, "nobody is here")
+        count = channel.unary_stream("/shop.Greeter/Count")
+        stream = count(b"1000", metadata=(*target, ("dapr-stream", "true")), timeout=30)
+        assert [int(n) for n in stream] == list(range(1000))
+
+
 def test_binding_output(dapr):
     name = f"{uuid.uuid4()}.txt"
     made = dapr.invoke_binding("files", "create", "a text", {"fileName": name})

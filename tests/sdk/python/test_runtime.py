@@ -1,9 +1,13 @@
 """Secrets, metadata, health, shutdown, and what is not configured, through the SDK."""
 
+import asyncio
+import uuid
+
 import grpc
 import pytest
+from dapr.aio.clients import DaprClient as AsyncDaprClient
 from dapr.clients import DaprClient
-from dapr.clients.exceptions import DaprGrpcError
+from dapr.conf import settings
 
 
 def test_secret_get(dapr):
@@ -49,6 +53,27 @@ def test_metadata_get(dapr):
 def test_metadata_set(dapr):
     dapr.set_metadata("colour", "green")
     assert dapr.get_metadata().extended_metadata["colour"] == "green"
+
+
+def test_async_client(stage):
+    key = f"key-{uuid.uuid4()}"
+
+    async def save_and_get() -> bytes:
+        async with AsyncDaprClient() as dapr:
+            await dapr.save_state("statestore", key, "kept")
+            return (await dapr.get_state("statestore", key)).data
+
+    assert asyncio.run(save_and_get()) == b"kept"
+
+
+def test_api_token(stage, monkeypatch):
+    guarded = stage.place.sidecar("guarded", DAPR_API_TOKEN="a token of the test").wait_until_ready()
+    with DaprClient(f"127.0.0.1:{guarded.grpc}") as dapr, pytest.raises(grpc.RpcError) as error:
+        dapr.get_metadata()
+    assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    monkeypatch.setattr(settings, "DAPR_API_TOKEN", "a token of the test")
+    with DaprClient(f"127.0.0.1:{guarded.grpc}") as dapr:
+        assert dapr.get_metadata().application_id == "guarded"
 
 
 def test_health(stage):

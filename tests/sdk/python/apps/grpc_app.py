@@ -4,6 +4,7 @@ import json
 import os
 import threading
 
+import grpc
 from dapr.clients.grpc._response import TopicEventResponse
 from dapr.ext.grpc import App, BindingRequest, InvokeMethodRequest, InvokeMethodResponse, SubscriptionMessage
 
@@ -82,4 +83,27 @@ def graveyard(event: SubscriptionMessage):
     keep("graveyard", event)
 
 
+def greet(request: bytes, context) -> bytes:
+    context.set_trailing_metadata((("greeted-by", os.environ["APP_ID"]),))
+    if request == b"nobody":
+        context.abort(grpc.StatusCode.NOT_FOUND, "nobody is here")
+    return b"hello " + request
+
+
+def count(request: bytes, context):
+    for n in range(int(request)):
+        yield str(n).encode()
+
+
+# A service that the SDK knows nothing of; without a codec its messages are bytes.
+GREETER = {
+    "Greet": grpc.unary_unary_rpc_method_handler(greet),
+    "Count": grpc.unary_stream_rpc_method_handler(count),
+}
+app.add_external_service(
+    lambda handlers, server: server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("shop.Greeter", handlers),)
+    ),
+    GREETER,
+)
 app.run(int(os.environ["APP_PORT"]), listen_address="127.0.0.1")
