@@ -7,6 +7,7 @@ root=$(cd "$here/../.." && pwd)
 work=${CARGO_TARGET_DIR:-$root/target}/orders
 keep=false
 profile=debug
+mecha=
 shop=
 customer=
 lock=
@@ -19,6 +20,8 @@ Builds mecha, starts a small shop of three apps, buys from it and says what happ
 
   --keep      leave the shop running until Ctrl-C
   --release   build mecha optimised (takes longer)
+
+MECHA and MECHAD, if both are set, name programs to use instead of building them.
 END
 }
 
@@ -134,11 +137,18 @@ check_ports() {
 
 build() {
   local flags=()
+  if [ -n "${MECHA:-}" ] && [ -n "${MECHAD:-}" ]; then
+    say "Using $MECHA and $MECHAD ..."
+    mecha=$MECHA
+    export MECHA_MECHAD=$MECHAD
+    return
+  fi
   [ $profile = release ] && flags+=(--release)
   # Progress is for people.
   [ -t 2 ] || flags+=(--quiet)
   say "Building mecha and its sidecar mechad (some minutes the first time) ..."
   (cd "$root" && cargo build --locked "${flags[@]}" -p mechad -p mecha) || fail "the build failed, see above"
+  mecha=$(dirname "$work")/$profile/mecha
 }
 
 while [ $# -gt 0 ]; do
@@ -159,7 +169,6 @@ build
 install_python
 install_node
 
-mecha=$(dirname "$work")/$profile/mecha
 log=$work/log/shop.log
 # A home of its own, so that a shop of yesterday has no say and yours is left alone.
 export MECHA_HOME=$work/home
