@@ -30,8 +30,13 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Bytes of one stream that wait to be written.
 const SEND_BUFFER: usize = 64 * 1024;
+/// Streams remembered after a reset, so that what still arrives for them is recognised.
+const KEPT_RESETS: usize = 1024;
 /// Header list of an answer.
 const MAX_HEADER_LIST: u32 = 1024 * 1024;
+
+/// Calls given up a moment ago whose late frames are still known.
+const MAX_RESET_STREAMS: usize = 50;
 
 /// Times of a pool.
 #[derive(Clone, Copy, Debug)]
@@ -272,6 +277,15 @@ impl Pool {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(MAX_HEADER_LIST)
+            // A caller that leaves resets its stream, and what was on its way then counts as the
+            // peer's error. The default limit of such errors would end the connection, with every
+            // call on it, after the thousandth caller that left.
+            .max_local_error_reset_streams(1024)
+            .max_concurrent_reset_streams(KEPT_RESETS)
+            .max_concurrent_reset_streams(MAX_RESET_STREAMS)
+            // Counts late frames of calls that were given up here, over the life of the connection.
+            // At the usual limit the 1024th client that hangs up early takes all others with it.
+            .max_local_error_reset_streams(1024)
             .handshake(TokioIo::new(io))
             .await
             .map_err(|e| super::status::describe(&e))?;

@@ -115,18 +115,20 @@ impl PeerServer {
             // Short bodies come in one piece: the app is told their length.
             return self.answer(connected, head, full(first.data)).await;
         }
-        let mut body = RequestBody { decoder, first: first.data };
-        if headers::content_length(&head.headers).is_none() && usually_empty(&head.verb) && body.first.is_empty() {
+        let length = headers::content_length(&head.headers);
+        let mut data = first.data;
+        if length.is_none() && usually_empty(&head.verb) && data.is_empty() {
             // Without this a GET would reach the app with a chunked body of nothing.
-            if let Ok(next) = timeout(BODY_PROBE, body.decoder.message()).await {
+            if let Ok(next) = timeout(BODY_PROBE, decoder.message()).await {
                 match next {
                     None => return self.answer(connected, head, full(Bytes::new())).await,
-                    Some(Ok(m)) if m.head.is_none() => body.first = m.data,
+                    Some(Ok(m)) if m.head.is_none() => data = m.data,
                     Some(Ok(_)) => return Err(leading()),
                     Some(Err(e)) => return Err(e),
                 }
             }
         }
+        let body = RequestBody { decoder, first: data };
         self.answer(connected, head, body.boxed_unsync()).await
     }
 
