@@ -10,12 +10,15 @@ use mecha_components_api::Registry;
 /// in; an empty feature is always compiled in.
 pub const KNOWN: &[(&str, &str)] = &[
     ("state.in-memory", ""),
+    ("state.redis", "redis"),
     ("state.sqlite", "sqlite"),
     ("pubsub.in-memory", ""),
     ("pubsub.mecha", "broker"),
     ("bindings.cron", ""),
     ("bindings.http", ""),
     ("bindings.localstorage", ""),
+    ("bindings.redis", "redis"),
+    ("lock.redis", "redis"),
     ("secretstores.local.env", ""),
     ("secretstores.local.file", ""),
     ("nameresolution.mdns", "mdns"),
@@ -29,6 +32,8 @@ pub fn register_all(registry: &mut Registry) {
     mecha_broker::register(registry);
     #[cfg(feature = "mdns")]
     mecha_mdns::register(registry);
+    #[cfg(feature = "redis")]
+    mecha_redis::register(registry);
     #[cfg(feature = "sqlite")]
     mecha_sqlite::register(registry);
 }
@@ -40,6 +45,7 @@ pub fn left_out(kind: &str) -> Option<&'static str> {
     let compiled_in = match *feature {
         "broker" => cfg!(feature = "broker"),
         "mdns" => cfg!(feature = "mdns"),
+        "redis" => cfg!(feature = "redis"),
         "sqlite" => cfg!(feature = "sqlite"),
         _ => true,
     };

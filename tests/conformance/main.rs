@@ -7,6 +7,7 @@ mod fronts;
 mod instances;
 mod manifest;
 mod plan;
+mod servers;
 
 use std::sync::Arc;
 
@@ -37,5 +38,6 @@ fn main() {
     if !arguments.list {
         after.run(arguments.filter.as_deref());
     }
+    servers::stop();
     conclusion.exit();
 }

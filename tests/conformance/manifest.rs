@@ -7,6 +7,8 @@ use mecha_components_api::{Metadata, PubSubCaps, SecretCaps, StateCaps};
 use mecha_testkit::{PubSubProfile, ResolverProfile, StateProfile};
 use serde::Deserialize;
 
+use crate::servers;
+
 /// All entries.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -162,10 +164,12 @@ impl Manifest {
 }
 
 impl Recipe {
-    /// The environment variables that are needed and not set.
+    /// What is not there and needed: environment variables and servers.
     pub(crate) fn missing(&self) -> Vec<String> {
-        let names = self.metadata.values().flat_map(|v| variables(v));
-        names.filter(|n| std::env::var_os(n).is_none()).collect()
+        let values = || self.metadata.values();
+        let unset = values().flat_map(|v| variables(v)).filter(|n| std::env::var_os(n).is_none());
+        let absent = values().flat_map(|v| named(v, "{server:")).filter_map(|n| servers::missing(&n));
+        unset.map(|n| format!("{n} is not set")).chain(absent).collect()
     }
 
     /// Its metadata for an instance that lives in `dir`.
@@ -174,18 +178,26 @@ impl Recipe {
     }
 }
 
-/// Puts the folder and the environment into a value.
+/// Puts the folder, the environment and the addresses of servers into a value.
 pub(crate) fn fill(text: &str, dir: &Path) -> String {
     let mut text = text.replace("{dir}", &dir.to_string_lossy());
     for name in variables(&text) {
         text = text.replace(&format!("{{env:{name}}}"), &std::env::var(&name).unwrap_or_default());
+    }
+    for name in named(&text, "{server:") {
+        text = text.replace(&format!("{{server:{name}}}"), &servers::address(&name));
     }
     text
 }
 
 /// Names of the environment variables in a value.
 pub(crate) fn variables(text: &str) -> Vec<String> {
-    text.split("{env:").skip(1).filter_map(|rest| rest.split_once('}')).map(|(name, _)| name.to_owned()).collect()
+    named(text, "{env:")
+}
+
+/// What follows `open` up to the closing brace, each time.
+fn named(text: &str, open: &str) -> Vec<String> {
+    text.split(open).skip(1).filter_map(|rest| rest.split_once('}')).map(|(name, _)| name.to_owned()).collect()
 }
 
 /// Takes `known` names out of `caps`; the rest is a mistake in the manifest.

@@ -210,7 +210,7 @@ impl Plan {
         let missing = recipe.missing();
         let why = match Registry::find(list, &recipe.kind, &recipe.version) {
             mecha_components_api::Lookup::Found(_) if missing.is_empty() => return true,
-            mecha_components_api::Lookup::Found(_) => format!("{} is not set", missing.join(", ")),
+            mecha_components_api::Lookup::Found(_) => missing.join(", "),
             mecha_components_api::Lookup::WrongVersion(_) => {
                 format!("{} has no version {}", recipe.kind, recipe.version)
             }

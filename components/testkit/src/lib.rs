@@ -15,6 +15,7 @@ mod inbox;
 mod pubsub;
 mod resolvers;
 mod secrets;
+pub mod servers;
 mod state;
 
 pub use bindings::{BindingBench, CASES as BINDING_CASES};

@@ -25,7 +25,7 @@ pub(super) const CASES: &[StateCase] = table![Space::new;
     first_write_with_stale_etag_is_conflict: etag,
     delete_with_matching_etag_removes: etag,
     delete_with_stale_etag_is_conflict: etag,
-    delete_of_absent_key_with_etag_is_conflict: etag,
+    delete_of_absent_key_with_etag_is_conflict: |p| etag(p) && p.absent_etag_conflicts,
     delete_with_malformed_etag_changes_nothing: etag,
 ];
 

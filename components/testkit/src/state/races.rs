@@ -16,7 +16,7 @@ const ROUNDS: usize = 10;
 pub(super) const CASES: &[StateCase] = table![Space::new;
     one_of_many_first_writes_wins: etag,
     one_of_many_writes_with_the_same_etag_wins: etag,
-    one_of_many_deletes_with_the_same_etag_wins: etag,
+    one_of_many_deletes_with_the_same_etag_wins: |p| etag(p) && p.absent_etag_conflicts,
     one_of_many_transactions_with_the_same_etag_wins: |p| etag(p) && p.transactional,
     no_increment_is_lost: etag,
     parallel_callers_do_not_mix_values: any,

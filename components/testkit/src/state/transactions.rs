@@ -104,7 +104,8 @@ async fn a_stale_delete_undoes_the_transaction(s: Space) -> Outcome {
 }
 
 async fn a_first_write_conflict_undoes_the_transaction(s: Space) -> Outcome {
-    stale(&s).await?;
+    s.put("a", "1").first_write().send().await?;
+    s.put("b", "3").send().await?;
     undone(&s, &[s.put("new", "1").into(), s.put("a", "9").first_write().into()]).await
 }
 
