@@ -26,6 +26,7 @@ readonly CARGO_DENY_VERSION=0.20.2
 readonly RUST_MINIMUM=1.95
 readonly STAGES=(
   "tools|the programs everything else needs are there"
+  "servers|the servers that components are tested against, installed where missing"
   "format|cargo fmt"
   "clippy|all lints, warnings are errors"
   "build|every binary, once; later stages use these"
@@ -35,6 +36,7 @@ readonly STAGES=(
   "licences|licences, bans and sources of dependencies; advisories where reachable"
   "rustdoc|API documentation builds without warnings"
   "unit|tests of each crate"
+  "fuzz|everything that reads bytes from outside, under mutated ones"
   "conformance|every component through the cases of its building block"
   "black-box|the real mechad over HTTP and gRPC"
   "sdks|unmodified official SDKs in Python and JavaScript"
@@ -81,6 +83,8 @@ stage_tools() {
   need cc "a C compiler (Debian: apt-get install build-essential)"
   return "$wrong"
 }
+
+stage_servers() { bash tests/install-servers.sh; }
 
 stage_format() { cargo fmt --all --check; }
 
@@ -133,6 +137,8 @@ for package in json.load(sys.stdin)["packages"]:
   return "$status"
 }
 
+stage_fuzz() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test fuzz; }
+
 stage_conformance() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test conformance; }
 
 stage_black-box() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test api; }
@@ -142,7 +148,7 @@ stage_sdks() { bash tests/sdk/run.sh; }
 stage_example() { bash examples/orders/run.sh; }
 
 # Stages that are one check each; the others have runners whose counts are read.
-readonly CHECKS=" tools format clippy build arrows codegen docs rustdoc example "
+readonly CHECKS=" tools servers format clippy build arrows codegen docs rustdoc example "
 
 # ---- Running them ----
 
