@@ -36,7 +36,7 @@ const KEPT_RESETS: usize = 1024;
 const MAX_HEADER_LIST: u32 = 1024 * 1024;
 
 /// Calls given up a moment ago whose late frames are still known.
-const MAX_RESET_STREAMS: usize = 50;
+const MAX_RESET_STREAMS: usize = 1024;
 
 /// Times of a pool.
 #[derive(Clone, Copy, Debug)]
@@ -280,12 +280,12 @@ impl Pool {
             // A caller that leaves resets its stream, and what was on its way then counts as the
             // peer's error. The default limit of such errors would end the connection, with every
             // call on it, after the thousandth caller that left.
-            .max_local_error_reset_streams(1024)
+            .max_local_error_reset_streams(None)
             .max_concurrent_reset_streams(KEPT_RESETS)
             .max_concurrent_reset_streams(MAX_RESET_STREAMS)
             // Counts late frames of calls that were given up here, over the life of the connection.
             // At the usual limit the 1024th client that hangs up early takes all others with it.
-            .max_local_error_reset_streams(1024)
+            .max_local_error_reset_streams(None)
             .handshake(TokioIo::new(io))
             .await
             .map_err(|e| super::status::describe(&e))?;

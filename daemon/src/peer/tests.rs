@@ -622,3 +622,27 @@ proptest! {
         prop_assert!(head.headers.is_empty());
     }
 }
+
+/// More calls than a connection forgives late frames of, were they dropped at their length.
+const MANY_CALLS: usize = 20_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_read_to_their_length_leave_the_connection_alone() {
+    let app = TestApp::new(AppProtocol::Http, |_| {
+        // The end leaves while the data is on its way, so it meets a stream that may be gone.
+        let late_end = futures_util::stream::once(tokio::task::yield_now()).filter_map(|()| std::future::ready(None));
+        let data = futures_util::stream::iter([Ok::<_, BodyError>(Frame::data(Bytes::from_static(b"ok")))]);
+        let mut res = Response::new(StreamBody::new(data.chain(late_end)).boxed_unsync());
+        res.headers_mut().insert("content-length", "2".parse().unwrap());
+        Ok(res)
+    });
+    let (a, _b, _names) = pair(app).await;
+    let call = || async {
+        let res = a.invoke.http(&cx(), target("b", "m"), request("POST", "/", empty())).await.unwrap();
+        // An HTTP/1 server sends this much and drops the rest.
+        let first = res.into_body().frame().await.unwrap().unwrap();
+        assert_eq!(first.into_data().unwrap(), "ok");
+    };
+    futures_util::stream::iter(std::iter::repeat_with(call).take(MANY_CALLS)).buffer_unordered(90).count().await;
+    assert_eq!(a.pool.connections(), 1);
+}

@@ -160,7 +160,12 @@ impl http_body::Body for SourceBody {
 
     fn is_end_stream(&self) -> bool {
         let s = self.shared.lock();
-        s.turn == self.turn && self.at >= s.kept.len() && s.body.as_ref().is_none_or(http_body::Body::is_end_stream)
+        // At its length a body has ended, whether or not its source has noticed: the last chunk
+        // then carries the end with it.
+        s.turn == self.turn && self.left == Some(0) && self.at > 0
+            || s.turn == self.turn
+                && self.at >= s.kept.len()
+                && s.body.as_ref().is_none_or(http_body::Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -189,13 +194,46 @@ impl Shared {
 pub struct Exact {
     body: Body,
     left: u64,
+    held: Held,
+}
+
+/// What a body is asked for once its length is complete.
+#[derive(Debug)]
+enum Held {
+    /// Nothing: the last data goes on at once.
+    Nothing,
+    /// Its end, before the last data goes on.
+    Waiting { last: Option<Bytes>, trailers: Option<Frame<Bytes>> },
+    /// The end came.
+    Ended { last: Option<Bytes>, trailers: Option<Frame<Bytes>> },
 }
 
 impl Exact {
     /// `body` must have `length` bytes.
     #[must_use]
     pub fn new(body: Body, length: u64) -> Self {
-        Self { body, left: length }
+        Self { body, left: length, held: Held::Nothing }
+    }
+
+    /// Like [`Exact::new`], for answers of a peer: the last data goes on when the end of the
+    /// stream has come. Whoever sends the answer to a client stops at its length and drops the
+    /// body; a stream that is dropped before its trailers is reset, and a connection that sees
+    /// many late frames of reset streams is given up, with all calls on it. A status that says
+    /// the answer failed comes in time to cut it, too.
+    #[must_use]
+    pub fn to_the_end(body: Body, length: u64) -> Self {
+        Self { body, left: length, held: Held::Waiting { last: None, trailers: None } }
+    }
+
+    /// Takes what came off the length; `false` when it is too much.
+    fn count(&mut self, data: &Bytes) -> bool {
+        match self.left.checked_sub(data.len() as u64) {
+            Some(left) => {
+                self.left = left;
+                true
+            }
+            None => false,
+        }
     }
 }
 
@@ -205,31 +243,67 @@ impl http_body::Body for Exact {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
-        Poll::Ready(match frame {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    match this.left.checked_sub(data.len() as u64) {
-                        Some(left) => this.left = left,
-                        None => return Poll::Ready(Some(Err("the body is longer than announced".into()))),
-                    }
+        loop {
+            if let Held::Ended { last, trailers } = &mut this.held {
+                let next = last.take().map(Frame::data).or_else(|| trailers.take());
+                return Poll::Ready(next.map(Ok));
+            }
+            match std::task::ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                None if this.left > 0 => {
+                    this.left = 0;
+                    this.held = Held::Ended { last: None, trailers: None };
+                    return Poll::Ready(Some(Err("the body is shorter than announced".into())));
                 }
-                Some(Ok(frame))
+                None => {
+                    this.held = match std::mem::replace(&mut this.held, Held::Nothing) {
+                        Held::Waiting { last, trailers } => Held::Ended { last, trailers },
+                        _ => Held::Ended { last: None, trailers: None },
+                    };
+                }
+                Some(Err(e)) => {
+                    this.held = Held::Ended { last: None, trailers: None };
+                    return Poll::Ready(Some(Err(e)));
+                }
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        if !this.count(&data) {
+                            this.held = Held::Ended { last: None, trailers: None };
+                            return Poll::Ready(Some(Err("the body is longer than announced".into())));
+                        }
+                        match &mut this.held {
+                            Held::Waiting { last, .. } if this.left == 0 => {
+                                if !data.is_empty() {
+                                    *last = Some(data);
+                                }
+                            }
+                            _ => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                        }
+                    }
+                    Err(frame) => match &mut this.held {
+                        Held::Waiting { trailers, .. } => *trailers = Some(frame),
+                        _ => return Poll::Ready(Some(Ok(frame))),
+                    },
+                },
             }
-            None if this.left > 0 => {
-                this.left = 0;
-                Some(Err("the body is shorter than announced".into()))
-            }
-            other => other,
-        })
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0 && self.body.is_end_stream()
+        match &self.held {
+            Held::Nothing => self.left == 0 && self.body.is_end_stream(),
+            Held::Waiting { last, trailers } => {
+                self.left == 0 && last.is_none() && trailers.is_none() && self.body.is_end_stream()
+            }
+            Held::Ended { last, trailers } => last.is_none() && trailers.is_none(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+        let held = match &self.held {
+            Held::Nothing => None,
+            Held::Waiting { last, .. } | Held::Ended { last, .. } => last.as_ref(),
+        };
+        SizeHint::with_exact(self.left + held.map_or(0, |last| last.len() as u64))
     }
 }
 
@@ -339,7 +413,7 @@ impl http_body::Body for Prefixed {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::stream;
+    use futures_util::{StreamExt as _, stream};
     use http_body_util::StreamBody;
 
     use super::*;
@@ -386,6 +460,30 @@ mod tests {
         for (length, ok) in [(5, false), (6, true), (7, false)] {
             assert_eq!(read(Exact::new(chunks(&["abc", "def"]), length).boxed_unsync()).await.is_ok(), ok, "{length}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_last_data_of_an_answer_waits_for_its_end() {
+        let (end, wait) = tokio::sync::oneshot::channel::<BodyError>();
+        let data = |text: &'static str| Ok::<_, BodyError>(Frame::data(Bytes::from_static(text.as_bytes())));
+        let tail = stream::once(wait).filter_map(|failed| std::future::ready(failed.ok().map(Err)));
+        let frames = stream::iter([data("ab"), data("cd")]).chain(tail);
+        let mut body = Exact::to_the_end(StreamBody::new(frames).boxed_unsync(), 4);
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
+        assert!(futures_util::poll!(std::pin::pin!(body.frame())).is_pending(), "the stream has not ended");
+        assert_eq!(body.size_hint().exact(), Some(2));
+        drop(end);
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "cd");
+        assert!(body.is_end_stream());
+        assert!(body.frame().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_fails_at_its_end_is_cut() {
+        let data = Ok::<_, BodyError>(Frame::data(Bytes::from_static(b"ab")));
+        let frames = stream::iter([data, Err("the status says so".into())]);
+        let body = Exact::to_the_end(StreamBody::new(frames).boxed_unsync(), 2);
+        assert!(read(body.boxed_unsync()).await.is_err());
     }
 
     #[tokio::test]

@@ -489,6 +489,12 @@ fn caller_failure(source: &Source) -> Option<ApiError> {
     })
 }
 
+/// 502: the callee began to answer and did not get to the end.
+fn broken(id: &str, e: &crate::app::BodyError) -> ApiError {
+    fail(id, format_args!("the answer of the app broke off: {e}"))
+        .with_status(StatusCode::BAD_GATEWAY.as_u16(), grpc_code::INTERNAL)
+}
+
 /// The answer as an HTTP client gets it.
 async fn finish(id: &str, mut answer: Response<Body>, is_head: bool) -> Result<Response<Body>, ApiError> {
     if let Some(status) = answer.extensions_mut().remove::<GrpcAnswer>() {
@@ -504,7 +510,10 @@ async fn finish(id: &str, mut answer: Response<Body>, is_head: bool) -> Result<R
     let status = answer.status();
     let bodyless = is_head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
     if bodyless {
-        return Ok(answer);
+        // Read to its end all the same: a stream that is dropped before its trailers is reset.
+        let (parts, body) = answer.into_parts();
+        Peeked::new(body).await.map_err(|e| broken(id, &e))?;
+        return Ok(Response::from_parts(parts, empty()));
     }
     answer.headers_mut().remove(CONTENT_LENGTH);
     let sniffs = !answer.headers().contains_key(CONTENT_TYPE) && !answer.headers().contains_key(CONTENT_ENCODING);
@@ -519,7 +528,7 @@ async fn finish(id: &str, mut answer: Response<Body>, is_head: bool) -> Result<R
         if http_body::Body::size_hint(&body).exact() == Some(length) {
             body
         } else {
-            http_body_util::BodyExt::boxed_unsync(Exact::new(body, length))
+            http_body_util::BodyExt::boxed_unsync(Exact::to_the_end(body, length))
         }
     });
     peek(id, held, sniffs).await
@@ -529,13 +538,9 @@ async fn finish(id: &str, mut answer: Response<Body>, is_head: bool) -> Result<R
 /// cut answer; fills in the content type on the way.
 async fn peek(id: &str, answer: Response<Body>, sniffs: bool) -> Result<Response<Body>, ApiError> {
     let (mut parts, body) = answer.into_parts();
-    let broken = |e: crate::app::BodyError| {
-        fail(id, format_args!("the answer of the app broke off: {e}"))
-            .with_status(StatusCode::BAD_GATEWAY.as_u16(), grpc_code::INTERNAL)
-    };
-    let mut peeked = Peeked::new(body).await.map_err(broken)?;
+    let mut peeked = Peeked::new(body).await.map_err(|e| broken(id, &e))?;
     if let Some(e) = peeked.fails_now().await {
-        return Err(broken(e));
+        return Err(broken(id, &e));
     }
     if sniffs && !peeked.first().is_empty() {
         parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static(sniff::content_type(peeked.first())));
