@@ -129,7 +129,8 @@ pub(super) fn app_request(head: Head, body: Body, protocol: AppProtocol) -> Resu
     let uri: Uri = path.parse().map_err(|e| format!("invalid URL: {e}"))?;
     let known = http_body::Body::size_hint(&body).exact();
     let body = match length {
-        Some(length) if known != Some(length) => Exact::new(body, length).boxed_unsync(),
+        // Read to its end: an HTTP client stops at the length, and drops what follows.
+        Some(length) if known != Some(length) => Exact::to_the_end(body, length).boxed_unsync(),
         _ => body,
     };
     let mut req = Request::new(body);
