@@ -113,7 +113,10 @@ impl StateApi {
             Found::Running(handle) => Ok(handle),
             Found::Degraded(cause) => {
                 let e = degraded_error(store, &cause);
-                Err(ApiError::component(Code::StateStoreNotConfigured, &e, e.to_string()))
+                let reason = Code::StateStoreNotConfigured.as_str().into();
+                Err(ApiError::component(Code::StateStoreNotConfigured, &e, e.to_string())
+                    .with_detail(Detail::ErrorInfo { reason, metadata: None })
+                    .with_shape(Shape::PlainHttp))
             }
             Found::Unknown => Err(missing(
                 Code::StateStoreNotFound,
@@ -406,7 +409,7 @@ fn given(etag: Option<&str>) -> Option<&str> {
 /// Reads `ttlInSeconds`: positive expires, zero or negative never does, empty is not given.
 fn ttl(metadata: &Metadata) -> Result<Option<Ttl>, Error> {
     let Some(text) = metadata.get_non_empty("ttlInSeconds") else { return Ok(None) };
-    match text.trim().parse::<i64>() {
+    match text.parse::<i64>() {
         Ok(seconds) => match u64::try_from(seconds) {
             Ok(seconds) if seconds > 0 => Ok(Some(Ttl::After(Duration::from_secs(seconds)))),
             _ => Ok(Some(Ttl::Never)),

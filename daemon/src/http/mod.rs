@@ -5,6 +5,7 @@ mod bindings;
 mod configuration;
 mod cors;
 mod decode;
+mod limit;
 mod lock;
 mod mecha;
 mod metadata;
@@ -233,12 +234,12 @@ impl HttpApi {
             Some(q) => format!("{}?{q}", call.path),
             None => call.path,
         };
-        let body = call.body.map_err(Into::into);
-        let mut req = Request::new(Body::new(body));
+        let (body, overflow) = limit::streamed(call.body, self.options.max_body)?;
+        let mut req = Request::new(body);
         *req.method_mut() = call.method;
         *req.uri_mut() = uri.parse().map_err(|e| ApiError::malformed(format!("invalid request path: {e}")))?;
         *req.headers_mut() = call.headers;
-        let res = self.core.invoke.http(cx, target, req).await?;
+        let res = self.core.invoke.http(cx, target, req).await.map_err(|e| overflow.or(e))?;
         Ok(res.map(Into::into))
     }
 

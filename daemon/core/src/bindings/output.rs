@@ -71,10 +71,16 @@ impl OutputApi {
         }
         let call = || h.inner.invoke(Invoke { operation, data: data.clone(), metadata: &metadata });
         h.ops
-            .run_named(cx, operation, false, call)
+            .run_named(cx, operation, is_idempotent(operation), call)
             .await
             .map_err(|e| failed(name, e.kind(), &e.to_string()).with_headers(e.details().clone()))
     }
+}
+
+/// Whether an operation does no more when it is done twice. `create` may make a second one, and of
+/// operations that only some bindings know nobody can tell.
+fn is_idempotent(operation: &str) -> bool {
+    matches!(operation, "get" | "head" | "options" | "trace" | "list" | "put" | "delete" | "query")
 }
 
 fn failed(name: &str, kind: ErrorKind, cause: &str) -> ApiError {
