@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use cel::objects::{Key, Map};
 use cel::{Context, Env, Program, Value};
+use mecha_resiliency::compile_cel;
 use serde_json::Value as Json;
 
 use super::members::Members;
@@ -14,6 +15,9 @@ use crate::app::AppSubscription;
 
 /// The standard environment; making one is dear.
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
+
+/// Characters of an expression that a message shows.
+const LONGEST_SHOWN: usize = 200;
 
 /// The compiled rules of one subscription.
 #[derive(Debug)]
@@ -66,12 +70,13 @@ impl Routes {
 }
 
 fn compile(text: &str) -> Result<Program, String> {
-    // The parser is large and not ours; a panic in it must not end the sidecar.
-    match catch_unwind(|| ENV.compile(text)) {
-        Ok(Ok(program)) => Ok(program),
-        Ok(Err(e)) => Err(format!("match `{text}` is no valid CEL expression: {e}")),
-        Err(_) => Err(format!("match `{text}` is no valid CEL expression")),
-    }
+    // Within limits: the parser recurses, and expressions come from apps.
+    compile_cel(text).map_err(|e| format!("match `{}` {e}", shown(text)))
+}
+
+/// What of an expression goes into messages.
+fn shown(text: &str) -> &str {
+    &text[..text.floor_char_boundary(LONGEST_SHOWN)]
 }
 
 fn decide(program: &Program, event: Value) -> Result<bool, String> {

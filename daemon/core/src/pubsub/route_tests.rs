@@ -43,6 +43,15 @@ fn an_empty_match_is_always_true_and_no_route_is_none() {
 }
 
 #[test]
+fn an_expression_beyond_every_stack_is_refused() {
+    let chain = format!("event.a{} == 1", ".a".repeat(1_900));
+    for deep in ["(".repeat(100_000), "event.t(".repeat(500), "[".repeat(4_000), chain] {
+        let Err(error) = routes(&[(&deep, "/a")], None) else { panic!("{}… is taken", &deep[..20]) };
+        assert!(error.len() < 500, "{} bytes: {error}", error.len());
+    }
+}
+
+#[test]
 fn a_rule_that_cannot_be_decided_ends_the_search() {
     let r = routes(&[("event.data.missing == 1", "/a"), ("true", "/b")], Some("/c")).unwrap();
     assert!(r.pick(&event(r#"{"data":{}}"#)).unwrap_err().contains("missing"));
