@@ -38,8 +38,10 @@ pub fn parse_duration(text: &str, unit: Duration) -> Option<Duration> {
 
 /// `number` × `unit`, exact for whole numbers.
 fn scale(number: &str, unit: Duration) -> Option<Duration> {
-    if let Ok(n) = number.parse::<u32>() {
-        return unit.checked_mul(n);
+    if let Ok(n) = number.parse::<u64>() {
+        const SECOND: u128 = 1_000_000_000;
+        let nanos = u128::from(n).checked_mul(unit.as_nanos())?;
+        return Some(Duration::new(u64::try_from(nanos / SECOND).ok()?, u32::try_from(nanos % SECOND).ok()?));
     }
     let n: f64 = number.parse().ok()?;
     Duration::try_from_secs_f64(n * unit.as_secs_f64()).ok()
