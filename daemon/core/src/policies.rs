@@ -21,6 +21,13 @@ const DEFAULT_PAUSE: Duration = Duration::from_secs(5);
 /// Built-in policies that documents redefine keep at least this many retries.
 const MIN_BUILT_IN_RETRIES: u32 = 3;
 
+/// Levels of the defaults for apps, the most specific first; components have their own.
+const APP_LEVELS: [&str; 2] = ["App", ""];
+/// Kinds of policy in the names of defaults.
+const TIMEOUT: &str = "Timeout";
+const RETRY: &str = "Retry";
+const BREAKER: &str = "CircuitBreaker";
+
 /// A policy with its metrics. Without a policy, running through it costs nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Guarded {
@@ -168,10 +175,26 @@ struct Named {
     components: BTreeMap<String, ComponentTarget>,
 }
 
+impl Named {
+    fn has_defaults(&self, levels: &[&str]) -> bool {
+        levels.iter().any(|level| {
+            self.timeouts.contains_key(&default_name(level, TIMEOUT))
+                || self.retries.contains_key(&default_name(level, RETRY))
+                || self.breakers.contains_key(&default_name(level, BREAKER))
+        })
+    }
+}
+
+fn default_name(level: &str, suffix: &str) -> String {
+    format!("Default{level}{suffix}Policy")
+}
+
 /// All policies of this sidecar.
 #[derive(Debug)]
 pub struct Policies {
     named: Named,
+    /// Whether a default stands over calls to apps that no document names.
+    app_defaults: bool,
     metrics: Arc<Metrics>,
     /// Made on first use, so that breaker state is shared by all calls to one app.
     apps: Mutex<BTreeMap<String, Guarded>>,
@@ -204,7 +227,8 @@ impl Policies {
             named.components.extend(doc.targets.components.clone());
             metrics.resiliency_loaded(&name);
         }
-        (Self { named, metrics, apps: Mutex::default() }, mistakes)
+        let app_defaults = named.has_defaults(&APP_LEVELS);
+        (Self { named, app_defaults, metrics, apps: Mutex::default() }, mistakes)
     }
 
     /// Calls to a component.
@@ -229,19 +253,19 @@ impl Policies {
         flow: FlowDirection,
     ) -> Guarded {
         let direction = if flow == FlowDirection::Inbound { "Inbound" } else { "Outbound" };
-        let levels = [
-            format!("{}Component{direction}", kind.as_str()),
-            format!("Component{direction}"),
-            "Component".to_owned(),
-            String::new(),
-        ];
+        let of_kind = format!("{}Component{direction}", kind.as_str());
+        let of_all = format!("Component{direction}");
         let target = format!("{}_{component}", kind.as_str());
-        self.guard(&target, flow, names, &levels, None)
+        self.guard(&target, flow, names, &[&of_kind, &of_all, "Component", ""], None)
     }
 
     /// Calls to another app; breakers are kept per method.
     #[must_use]
     pub fn app(&self, id: &str) -> Guarded {
+        // The usual case, and on the path of every invocation.
+        if !self.app_defaults && !self.names_app(id) {
+            return Guarded::none();
+        }
         if let Some(known) = self.apps.lock().get(id) {
             return known.clone();
         }
@@ -249,8 +273,8 @@ impl Policies {
         let capacity =
             target.and_then(|t| t.circuit_breaker_cache_size).map_or(BreakerGroup::APP_CAPACITY, |n| n as usize);
         let names = target.map(|t| &t.policies);
-        let levels = ["App".to_owned(), String::new()];
-        let guarded = self.guard(&format!("app_{id}"), FlowDirection::Outbound, names, &levels, Some(capacity));
+        let target = format!("app_{id}");
+        let guarded = self.guard(&target, FlowDirection::Outbound, names, &APP_LEVELS, Some(capacity));
         let mut apps = self.apps.lock();
         // Ids come from callers, so the map must not grow with their typing mistakes.
         if self.named.apps.contains_key(id) || (!guarded.is_none() && apps.len() < 10_000) {
@@ -280,20 +304,20 @@ impl Policies {
         target: &str,
         flow: FlowDirection,
         names: Option<&PolicyNames>,
-        levels: &[String],
+        levels: &[&str],
         breakers: Option<usize>,
     ) -> Guarded {
         let n = &self.named;
         let pick = |own: Option<&str>, suffix: &str, known: &dyn Fn(&str) -> bool| -> Option<String> {
             match own {
                 Some(name) => (!name.is_empty() && known(name)).then(|| name.to_owned()),
-                None => levels.iter().map(|l| format!("Default{l}{suffix}Policy")).find(|name| known(name)),
+                None => levels.iter().map(|l| default_name(l, suffix)).find(|name| known(name)),
             }
         };
-        let timeout = pick(names.map(|n| n.timeout.as_str()), "Timeout", &|k| n.timeouts.contains_key(k));
-        let retry = pick(names.map(|n| n.retry.as_str()), "Retry", &|k| n.retries.contains_key(k));
+        let timeout = pick(names.map(|n| n.timeout.as_str()), TIMEOUT, &|k| n.timeouts.contains_key(k));
+        let retry = pick(names.map(|n| n.retry.as_str()), RETRY, &|k| n.retries.contains_key(k));
         let breaker =
-            pick(names.map(|n| n.circuit_breaker.as_str()), "CircuitBreaker", &|k| n.breakers.contains_key(k));
+            pick(names.map(|n| n.circuit_breaker.as_str()), BREAKER, &|k| n.breakers.contains_key(k));
         let timeout = timeout.and_then(|name| n.timeouts.get(&name));
         let retry = retry.and_then(|name| n.retries.get(&name));
         let breaker = breaker.and_then(|name| n.breakers.get(&name));
