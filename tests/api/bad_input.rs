@@ -75,7 +75,11 @@ fn full(app: &HttpApp) -> SidecarBuilder {
     builder
         .configuration("secrets:\n  scopes:\n    - storeName: vault\n      deniedSecrets: [denied]\n")
         .component(memory_store("store"))
-        .component(component("events", "pubsub.in-memory", &[("publishingScopes", "app=t,u"), ("protectedTopics", "forbidden")]))
+        .component(component(
+            "events",
+            "pubsub.in-memory",
+            &[("publishingScopes", "app=t,u"), ("protectedTopics", "forbidden")],
+        ))
         .component(component("files", "bindings.localstorage", &[("rootPath", root.to_str().unwrap())]))
         .component(component("vault", "secretstores.local.file", &[("secretsFile", secrets.to_str().unwrap())]))
 }
@@ -108,7 +112,10 @@ impl Pair {
         let [api, _] = self.full.apis().await;
         assert_eq!(api.get("store", "kept").await.unwrap().unwrap().text(), "1");
         for key in ["k", "never", "a||b"] {
-            assert!(api.get("store", key).await.is_ok_and(|got| got.is_none()) || key.contains("||"), "{key} was stored");
+            assert!(
+                api.get("store", key).await.is_ok_and(|got| got.is_none()) || key.contains("||"),
+                "{key} was stored"
+            );
         }
         assert!(self.app.all_calls().is_empty(), "the app was reached: {:?}", self.app.all_calls());
         for sidecar in [&self.full, &self.empty] {
@@ -230,7 +237,10 @@ async fn over_grpc() {
             Err(fault) => {
                 let code = format!("{:?}", fault.grpc.unwrap());
                 if code != twin.code || !fault.message.contains(&twin.message) {
-                    failures.push(format!("{}: {code} {:?}, not {} {:?}", case.name, fault.message, twin.code, twin.message));
+                    failures.push(format!(
+                        "{}: {code} {:?}, not {} {:?}",
+                        case.name, fault.message, twin.code, twin.message
+                    ));
                 }
             }
         }

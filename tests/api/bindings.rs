@@ -1,8 +1,6 @@
 //! Bindings: calls out to files and HTTP, and ticks that come in.
 
-use mecha_tests::{
-    Answer, Call, Expect, GrpcApp, HttpApp, Sidecar, SidecarBuilder, component, eventually, free_port,
-};
+use mecha_tests::{Answer, Call, Expect, GrpcApp, HttpApp, Sidecar, SidecarBuilder, component, eventually, free_port};
 use serde_json::json;
 use tonic::Code;
 
@@ -273,7 +271,9 @@ async fn ticks_wait_for_an_app_that_comes_late() {
         .component(cron("tick", "@every 1s", &[]))
         .start_outbound()
         .await;
-    sidecar.wait_log(&format!("waiting on port {port}.  This will block until the app is listening on that port.")).await;
+    sidecar
+        .wait_log(&format!("waiting on port {port}.  This will block until the app is listening on that port."))
+        .await;
     sidecar.http().get("/v1.0/healthz").send().await.expect(500);
     let app = HttpApp::builder()
         .port(port)
@@ -290,9 +290,8 @@ async fn ticks_wait_for_an_app_that_comes_late() {
 #[tokio::test]
 async fn ticks_come_back_with_an_app_that_restarts() {
     let port = free_port();
-    let app = || {
-        HttpApp::builder().port(port).on("OPTIONS /tick", Answer::status(200)).on("POST /tick", Answer::status(200))
-    };
+    let app =
+        || HttpApp::builder().port(port).on("OPTIONS /tick", Answer::status(200)).on("POST /tick", Answer::status(200));
     let first = app().start().await;
     let _sidecar = Sidecar::builder().app(&first).component(cron("tick", "@every 1s", &[])).start().await;
     first.wait_calls("POST /tick", 1).await;

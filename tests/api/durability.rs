@@ -95,7 +95,8 @@ async fn acknowledged_state_survives_kills() {
         for writer in 0..4 {
             let pair: Vec<_> = ["a", "b"].iter().map(|end| entries.get(&format!("pair-{writer}-{end}"))).collect();
             if pair.iter().all(Option::is_some) {
-                let values = reader.bulk_get("store", &[&format!("pair-{writer}-a"), &format!("pair-{writer}-b")]).await;
+                let values =
+                    reader.bulk_get("store", &[&format!("pair-{writer}-a"), &format!("pair-{writer}-b")]).await;
                 let values = values.unwrap();
                 assert_eq!(values[0].text(), values[1].text(), "round {round}: half a transaction");
             }

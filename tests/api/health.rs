@@ -57,11 +57,7 @@ async fn without_an_app_nothing_waits() {
 
 #[tokio::test]
 async fn an_unhealthy_app_is_left_alone_until_it_recovers() {
-    let app = HttpApp::builder()
-        .on("GET /alive", Answer::status(500))
-        .on("/hello", Answer::text("hi"))
-        .start()
-        .await;
+    let app = HttpApp::builder().on("GET /alive", Answer::status(500)).on("/hello", Answer::text("hi")).start().await;
     let sidecar = Sidecar::builder()
         .app_id("me")
         .app(&app)

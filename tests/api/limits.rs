@@ -54,11 +54,8 @@ async fn the_default_is_four_mebibytes() {
 
 #[tokio::test]
 async fn the_old_flag_counts_in_mebibytes() {
-    let sidecar = Sidecar::builder()
-        .flag("dapr-http-max-request-size", "1")
-        .component(memory_store("store"))
-        .start()
-        .await;
+    let sidecar =
+        Sidecar::builder().flag("dapr-http-max-request-size", "1").component(memory_store("store")).start().await;
     sidecar.http().post("/v1.0/state/store", json_of(1 << 20)).send().await.expect(413);
     sidecar.http().post("/v1.0/state/store", json_of(1000 << 10)).send().await.expect(204);
 }
@@ -91,6 +88,8 @@ async fn the_limit_holds_for_invocation_requests_but_not_for_answers() {
     let http = pair.caller.http();
     http.post("/v1.0/invoke/callee/method/up", "x".repeat(60 << 10)).send().await.expect(200);
     http.post("/v1.0/invoke/callee/method/up", "x".repeat(70 << 10)).send().await.expect(413);
+    let reply = http.request("POST", "/v1.0/invoke/callee/method/up").stream(chunked(70 << 10)).send().await;
+    assert_eq!((reply.status, reply.code().as_str()), (413, "ERR_MALFORMED_REQUEST"), "{}", reply.text());
     assert_eq!(http.get("/v1.0/invoke/callee/method/down").send().await.expect(200).body.len(), 200 << 10);
 }
 
@@ -154,5 +153,6 @@ async fn a_value_may_be_as_large_as_the_limit_allows() {
         }
     }
     let over: Result<_, Fault> = sidecar.apis().await[0].save("memory", &[Item::new("k", json_of(33 << 20))]).await;
-    assert_eq!(over.unwrap_err().http, Some(413));
+    // A server that refuses a body early may also end the connection while it is being sent (status 0).
+    assert!(matches!(over.unwrap_err().http, Some(413 | 0)));
 }

@@ -20,7 +20,9 @@ async fn the_start_is_told_with_the_known_words() {
         "Dapr trace sampler initialized: ParentBased{root:TraceIDRatioBased{".to_owned(),
         "Initialized name resolution to mdns".to_owned(),
         "Component loaded: store (state.in-memory/v1)".to_owned(),
-        format!("application protocol: http. waiting on port {port}.  This will block until the app is listening on that port."),
+        format!(
+            "application protocol: http. waiting on port {port}.  This will block until the app is listening on that port."
+        ),
         format!("application discovered on port {port}"),
         "The request body size parameter is: 4194304 bytes".to_owned(),
         format!("HTTP server listening on TCP address: 127.0.0.1:{}", sidecar.http_port()),
@@ -100,7 +102,9 @@ async fn calls_are_logged_when_asked_for() {
 #[tokio::test]
 async fn a_configuration_says_how_calls_are_logged() {
     let sidecar = Sidecar::builder()
-        .configuration("logging:\n  apiLogging:\n    enabled: true\n    obfuscateURLs: true\n    omitHealthChecks: true\n")
+        .configuration(
+            "logging:\n  apiLogging:\n    enabled: true\n    obfuscateURLs: true\n    omitHealthChecks: true\n",
+        )
         .component(memory_store("store"))
         .start()
         .await;

@@ -85,14 +85,14 @@ async fn events_in_are_counted() {
     api.publish("events", "topic", "", "x", &[]).await.unwrap();
     let labels = [("component", "events"), ("process_status", "success"), ("status", "success"), ("topic", "topic")];
     wait_series(&sidecar, "dapr_component_pubsub_ingress_count", &labels, 1.0).await;
-    wait_series(&sidecar, "dapr_component_input_binding_count", &[("component", "tick"), ("success", "true")], 1.0).await;
+    wait_series(&sidecar, "dapr_component_input_binding_count", &[("component", "tick"), ("success", "true")], 1.0)
+        .await;
 }
 
 #[tokio::test]
 async fn http_calls_are_counted_by_path() {
     let app = HttpApp::builder().on("/orders/*", Answer::text("ok")).start().await;
-    let sidecar =
-        Sidecar::builder().app_id("me").app(&app).component(memory_store("store")).start().await;
+    let sidecar = Sidecar::builder().app_id("me").app(&app).component(memory_store("store")).start().await;
     let http = sidecar.http();
     for key in ["one", "two"] {
         http.get(format!("/v1.0/state/store/{key}")).send().await.expect(204);
@@ -109,7 +109,8 @@ async fn http_calls_are_counted_by_path() {
     // Toward the app.
     let to_app = [("path", "/orders/one"), ("status", "200")];
     let client = text.lines().find(|line| {
-        line.starts_with("dapr_http_client_completed_count{") && to_app.iter().all(|(k, v)| line.contains(&format!("{k}=\"")) && line.contains(v))
+        line.starts_with("dapr_http_client_completed_count{")
+            && to_app.iter().all(|(k, v)| line.contains(&format!("{k}=\"")) && line.contains(v))
     });
     assert!(client.is_some(), "{text}");
 }
@@ -124,7 +125,11 @@ async fn paths_can_be_matched_or_left_out() {
             "/v1.0/invoke/me/method/orders/1",
             "/v1.0/invoke/{app_id}/method/orders/{id}",
         ),
-        ("metrics:\n  http:\n    increasedCardinality: true\n", "/v1.0/invoke/me/method/a/1", "/v1.0/invoke/me/method/a/1"),
+        (
+            "metrics:\n  http:\n    increasedCardinality: true\n",
+            "/v1.0/invoke/me/method/a/1",
+            "/v1.0/invoke/me/method/a/1",
+        ),
     ] {
         let sidecar = Sidecar::builder().app_id("me").app(&app).configuration(spec).start().await;
         sidecar.http().get(path).send().await.expect(200);
@@ -145,18 +150,14 @@ async fn verbs_can_be_left_out() {
 
 #[tokio::test]
 async fn grpc_calls_are_counted_by_method() {
-    let app = GrpcApp::builder()
-        .on_invoke(|_| Ok(mecha_proto::common::InvokeResponse::default()))
-        .start()
-        .await;
-    let sidecar =
-        Sidecar::builder().app_id("me").grpc_app(&app).component(memory_store("store")).start().await;
+    let app = GrpcApp::builder().on_invoke(|_| Ok(mecha_proto::common::InvokeResponse::default())).start().await;
+    let sidecar = Sidecar::builder().app_id("me").grpc_app(&app).component(memory_store("store")).start().await;
     let [_, grpc] = sidecar.apis().await;
     grpc.save("store", &[Item::new("k", "1")]).await.unwrap();
     grpc.save("nowhere", &[Item::new("k", "1")]).await.unwrap_err();
     sidecar.http().get("/v1.0/invoke/me/method/x").send().await.expect(200);
     let method = "/dapr.proto.runtime.v1.Dapr/SaveState";
-    for (status, count) in [("OK", 1.0), ("INVALID_ARGUMENT", 1.0)] {
+    for (status, count) in [("OK", 1.0), ("InvalidArgument", 1.0)] {
         let labels = [("app_id", "me"), ("grpc_server_method", method), ("grpc_server_status", status)];
         wait_series(&sidecar, "dapr_grpc_io_server_completed_rpcs", &labels, count).await;
     }
@@ -220,7 +221,8 @@ async fn the_text_form_is_what_scrapers_read() {
         assert!(value.parse::<f64>().is_ok() || value == "+Inf", "{line}");
         assert!(seen.insert(head), "twice: {head}");
         let name = head.split('{').next().unwrap();
-        let base = ["_bucket", "_sum", "_count", "_total"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+        let base =
+            ["_bucket", "_sum", "_count", "_total"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
         assert!(kinds.contains_key(name) || kinds.contains_key(base), "no TYPE for {name}");
         if name.starts_with("dapr_") {
             assert!(line.contains("app_id=\"me\""), "{line}");
@@ -232,9 +234,13 @@ async fn the_text_form_is_what_scrapers_read() {
             assert!(without.is_sorted(), "labels are sorted: {line}");
         }
     }
-    for name in ["process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds", "process_start_time_seconds"]
+    for name in
+        ["process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds", "process_start_time_seconds"]
     {
-        assert!(text.lines().any(|line| line.starts_with(&format!("{name} ")) || line.starts_with(&format!("{name}{{"))), "{name}");
+        assert!(
+            text.lines().any(|line| line.starts_with(&format!("{name} ")) || line.starts_with(&format!("{name}{{"))),
+            "{name}"
+        );
     }
     assert!(text.contains("le=\"100000\"") && text.contains("le=\"+Inf\""), "{text}");
 }

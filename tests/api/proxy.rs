@@ -87,9 +87,8 @@ async fn metadata_status_details_and_trailers_pass() {
 #[tokio::test]
 async fn the_other_name_of_the_target_wins() {
     let (_app, pair) = pair().await;
-    let client = EchoClient::new(pair.caller.channel().await)
-        .with("dapr-callee-app-id", "callee")
-        .with("dapr-app-id", "nobody");
+    let client =
+        EchoClient::new(pair.caller.channel().await).with("dapr-callee-app-id", "callee").with("dapr-app-id", "nobody");
     assert_eq!(client.say("hello").await.unwrap().into_inner(), "hello");
 }
 

@@ -28,7 +28,9 @@ impl SpawnReady for mecha_tests::SidecarBuilder {
 async fn http_needs_the_token() {
     let sidecar = with_token().await;
     let http = sidecar.http();
-    for (name, value) in [("x", "y"), ("dapr-api-token", "wrong"), ("dapr-api-token", ""), ("dapr-api-token", "TOKEN-CANARY-4711")] {
+    for (name, value) in
+        [("x", "y"), ("dapr-api-token", "wrong"), ("dapr-api-token", ""), ("dapr-api-token", "TOKEN-CANARY-4711")]
+    {
         for path in ["/v1.0/state/store/k", "/v1.0/metadata", "/v1.0/unknown", "/"] {
             let reply = http.get(path).header(name, value).send().await.expect(401);
             assert_eq!(reply.text(), "invalid api token", "{path}");
@@ -78,10 +80,9 @@ async fn grpc_needs_the_token() {
         async move { client.get_metadata(request).await }
     };
     ask(Some(TOKEN)).await.unwrap();
-    for (token, text) in [
-        (None, "missing api token in request metadata"),
-        (Some("wrong"), "authentication error: api token mismatch"),
-    ] {
+    for (token, text) in
+        [(None, "missing api token in request metadata"), (Some("wrong"), "authentication error: api token mismatch")]
+    {
         let status = ask(token).await.unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "Unauthorized"));
         let details = status_details(&status);
@@ -273,10 +274,7 @@ fn listens_everywhere(port: u16) -> bool {
 
 #[tokio::test]
 async fn the_app_token_reaches_a_grpc_app() {
-    let app = GrpcApp::builder()
-        .on_invoke(|_| Ok(mecha_proto::common::InvokeResponse::default()))
-        .start()
-        .await;
+    let app = GrpcApp::builder().on_invoke(|_| Ok(mecha_proto::common::InvokeResponse::default())).start().await;
     let sidecar = Sidecar::builder().app_id("me").grpc_app(&app).env("APP_API_TOKEN", "app-canary").start().await;
     sidecar.http().get("/v1.0/invoke/me/method/x").header("dapr-api-token", "forged").send().await.expect(200);
     let (_, metadata) = app.invocations().pop().unwrap();

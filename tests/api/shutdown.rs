@@ -88,8 +88,7 @@ async fn calls_in_flight_finish() {
 #[tokio::test]
 async fn time_over_means_exit_1() {
     let app = slow(60_000).start().await;
-    let sidecar =
-        Sidecar::builder().app_id("me").app(&app).flag("dapr-graceful-shutdown-seconds", "1").start().await;
+    let sidecar = Sidecar::builder().app_id("me").app(&app).flag("dapr-graceful-shutdown-seconds", "1").start().await;
     let http = sidecar.http();
     let call = tokio::spawn(async move { http.get("/v1.0/invoke/me/method/slow").try_send().await });
     wait_until(SOON, "the call to reach the app", || async { app.in_flight() == 1 }).await;
@@ -121,8 +120,7 @@ async fn a_second_signal_ends_it_at_once() {
 #[tokio::test]
 async fn the_stop_can_be_blocked_for_a_while() {
     let app = HttpApp::builder().on("/hello", Answer::text("hi")).start().await;
-    let sidecar =
-        Sidecar::builder().app_id("me").app(&app).flag("dapr-block-shutdown-duration", "2s").start().await;
+    let sidecar = Sidecar::builder().app_id("me").app(&app).flag("dapr-block-shutdown-duration", "2s").start().await;
     let begun = Instant::now();
     sidecar.signal(Signal::Term);
     sidecar.wait_log("Blocking graceful shutdown for 2s or until app reports unhealthy...").await;
@@ -187,11 +185,7 @@ async fn an_event_in_flight_is_finished_and_not_delivered_twice() {
 async fn a_hangup_rebuilds_in_place() {
     let builder = Sidecar::builder();
     let file = builder.folder().join("state.db");
-    let sidecar = builder
-        .component(memory_store("memory"))
-        .component(sqlite_store("sqlite", &file))
-        .start()
-        .await;
+    let sidecar = builder.component(memory_store("memory")).component(sqlite_store("sqlite", &file)).start().await;
     let pid = sidecar.pid();
     for api in sidecar.apis().await {
         api.save("sqlite", &[Item::new("k", "1")]).await.unwrap();

@@ -54,7 +54,8 @@ async fn grpc_values_may_be_any_bytes() {
     let sidecar = with_stores().await;
     let [_, grpc] = sidecar.apis().await;
     for store in STORES {
-        for (number, value) in [&b"\x00\xff\xfe plain"[..], b"{\"broken\":", b"\"quoted\"", b"text"].iter().enumerate() {
+        for (number, value) in [&b"\x00\xff\xfe plain"[..], b"{\"broken\":", b"\"quoted\"", b"text"].iter().enumerate()
+        {
             let key = format!("raw-{number}");
             grpc.save(store, &[Item::new(&key, value.to_vec())]).await.unwrap();
             assert_eq!(grpc.get(store, &key).await.unwrap().unwrap().value, *value, "{store}");
@@ -126,9 +127,8 @@ async fn a_stale_etag_is_refused_and_changes_nothing() {
             let second = api.get(store, &key).await.unwrap().unwrap().etag;
             assert_ne!(first, second);
             let fault = api.save(store, &[Item::new(&key, "3").etag(&first)]).await.unwrap_err();
-            let message = format!(
-                "failed saving state in state store {store}: possible etag mismatch. error from state store…"
-            );
+            let message =
+                format!("failed saving state in state store {store}: possible etag mismatch. error from state store…");
             fault.is(&Expect {
                 http: 409,
                 grpc: Code::Aborted,
@@ -276,8 +276,7 @@ async fn a_transaction_does_all_of_it() {
         for api in sidecar.apis().await {
             let key = |name: &str| format!("{name}-tx-{}", api.name());
             api.save(store, &[Item::new(&key("old"), "1")]).await.unwrap();
-            let operations =
-                [Op::Upsert(Item::new(&key("new"), "2")), Op::Delete(Item::new(&key("old"), ""))];
+            let operations = [Op::Upsert(Item::new(&key("new"), "2")), Op::Delete(Item::new(&key("old"), ""))];
             api.transact(store, &operations).await.unwrap();
             assert_eq!(api.get(store, &key("new")).await.unwrap().unwrap().text(), "2");
             assert!(api.get(store, &key("old")).await.unwrap().is_none());
@@ -293,10 +292,8 @@ async fn a_transaction_does_nothing_when_a_part_fails() {
             let key = |name: &str| format!("{name}-none-{}", api.name());
             api.save(store, &[Item::new(&key("kept"), "1")]).await.unwrap();
             let stale = "00000000-0000-0000-0000-000000000000";
-            let operations = [
-                Op::Upsert(Item::new(&key("other"), "2")),
-                Op::Upsert(Item::new(&key("kept"), "3").etag(stale)),
-            ];
+            let operations =
+                [Op::Upsert(Item::new(&key("other"), "2")), Op::Upsert(Item::new(&key("kept"), "3").etag(stale))];
             let fault = api.transact(store, &operations).await.unwrap_err();
             fault.is(&Expect {
                 http: 409,
@@ -314,7 +311,19 @@ async fn a_transaction_does_nothing_when_a_part_fails() {
 #[tokio::test]
 async fn keys_may_hold_odd_characters() {
     let sidecar = with_stores().await;
-    let keys = ["a/b", "a b", "a+b", "100%", "what?x=1#y", "ключ-é-😀", "tab\there", "a|b", "\"quoted\"", "back\\slash", "..a"];
+    let keys = [
+        "a/b",
+        "a b",
+        "a+b",
+        "100%",
+        "what?x=1#y",
+        "ключ-é-😀",
+        "tab\there",
+        "a|b",
+        "\"quoted\"",
+        "back\\slash",
+        "..a",
+    ];
     for store in STORES {
         for api in sidecar.apis().await {
             for key in keys {
@@ -422,9 +431,8 @@ async fn keys_are_stored_under_the_prefix_of_the_component() {
         }
         let database = rusqlite::Connection::open(&file).unwrap();
         let mut statement = database.prepare("SELECT key, value, is_binary FROM state ORDER BY key").unwrap();
-        let rows = statement.query_map((), |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, bool>(2)?))
-        });
+        let rows = statement
+            .query_map((), |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, bool>(2)?)));
         let rows: Vec<_> = rows.unwrap().map(Result::unwrap).collect();
         // By gRPC a value is bytes, whatever it holds.
         let expected = [

@@ -45,12 +45,8 @@ async fn without_sampling_a_context_is_passed_on_and_none_is_made_up() {
 #[tokio::test]
 async fn rate_zero_leaves_headers_alone() {
     let app = HttpApp::builder().on("/x", Answer::text("ok")).start().await;
-    let sidecar = Sidecar::builder()
-        .app_id("me")
-        .app(&app)
-        .configuration("tracing:\n  samplingRate: \"0\"\n")
-        .start()
-        .await;
+    let sidecar =
+        Sidecar::builder().app_id("me").app(&app).configuration("tracing:\n  samplingRate: \"0\"\n").start().await;
     let request = sidecar.http().get("/v1.0/invoke/me/method/x").header("traceparent", PARENT);
     let reply = request.header("baggage", "not valid baggage,,=").send().await.expect(200);
     assert_eq!(app.calls("/x")[0].header("traceparent"), PARENT);
@@ -65,8 +61,11 @@ async fn bad_baggage_is_refused_and_a_bad_parent_starts_anew() {
     let http = sidecar.http();
     let reply = http.get("/v1.0/invoke/me/method/x").header("baggage", "a b c").send().await.expect(400);
     assert!(reply.text().starts_with("invalid baggage header: "), "{}", reply.text());
-    for bad in ["nonsense", "00-00000000000000000000000000000000-b7ad6b7169203331-01", "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"]
-    {
+    for bad in [
+        "nonsense",
+        "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+        "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    ] {
         app.forget();
         http.get("/v1.0/invoke/me/method/x").header("traceparent", bad).send().await.expect(200);
         let calls = app.calls("/x");
@@ -107,10 +106,7 @@ async fn events_carry_the_trace_of_their_publisher() {
 
 #[tokio::test]
 async fn a_grpc_app_and_a_grpc_caller_share_a_trace() {
-    let app = GrpcApp::builder()
-        .on_invoke(|_| Ok(mecha_proto::common::InvokeResponse::default()))
-        .start()
-        .await;
+    let app = GrpcApp::builder().on_invoke(|_| Ok(mecha_proto::common::InvokeResponse::default())).start().await;
     let sidecar = Sidecar::builder().app_id("me").grpc_app(&app).configuration(ALWAYS).start().await;
     let mut request = Request::new(mecha_proto::runtime::InvokeServiceRequest {
         id: "me".to_owned(),
@@ -149,16 +145,22 @@ async fn with_collector(spec: impl Fn(u16) -> String, env: &[(&str, &str)]) -> (
 #[tokio::test]
 async fn spans_go_to_zipkin() {
     let spec = |port| {
-        format!("tracing:\n  samplingRate: \"1\"\n  zipkin:\n    endpointAddress: http://127.0.0.1:{port}/api/v2/spans\n")
+        format!(
+            "tracing:\n  samplingRate: \"1\"\n  zipkin:\n    endpointAddress: http://127.0.0.1:{port}/api/v2/spans\n"
+        )
     };
     let (collector, _sidecar) = with_collector(spec, &[]).await;
     let spans = eventually("spans", || async {
         let calls = collector.calls("POST /api/v2/spans");
         let spans: Vec<Value> = calls.iter().flat_map(|call: &Call| call.json().as_array().cloned().unwrap()).collect();
-        spans.iter().any(|span| span["name"].as_str().is_some_and(|n| n.to_lowercase().contains("/v1.0/state/store"))).then_some(spans)
+        spans
+            .iter()
+            .any(|span| span["name"].as_str().is_some_and(|n| n.to_lowercase().contains("/v1.0/state/store")))
+            .then_some(spans)
     })
     .await;
-    let state = spans.iter().find(|span| span["name"].as_str().unwrap().to_lowercase().contains("/v1.0/state/store")).unwrap();
+    let state =
+        spans.iter().find(|span| span["name"].as_str().unwrap().to_lowercase().contains("/v1.0/state/store")).unwrap();
     assert_eq!(state["traceId"], TRACE);
     assert_eq!(state["parentId"], "b7ad6b7169203331");
     assert_eq!(state["localEndpoint"]["serviceName"], "me");
@@ -244,7 +246,11 @@ fn spans_of(calls: &[Call]) -> (Vec<otlp::KeyValue>, Vec<otlp::Span>) {
     let mut attributes = Vec::new();
     for call in calls {
         // A gRPC body has five bytes of framing before its message.
-        let body = if call.header("content-type").starts_with("application/grpc") { call.body.slice(5..) } else { call.body.clone() };
+        let body = if call.header("content-type").starts_with("application/grpc") {
+            call.body.slice(5..)
+        } else {
+            call.body.clone()
+        };
         let export = otlp::Export::decode(body).unwrap();
         for resource in export.resources {
             attributes.extend(resource.resource.unwrap_or_default().attributes);
@@ -258,7 +264,7 @@ async fn check_otlp(collector: &HttpApp, route: &str, service: &str) {
     let (resource, spans) = eventually("spans", || async {
         let (resource, spans) = spans_of(&collector.calls(route));
         let names: Vec<&str> = spans.iter().map(|span| span.name.as_str()).collect();
-        let done = ["/v1.0/state/store", "CallLocal/me/x", "SaveState"]
+        let done = ["/v1.0/state/store", "/v1.0/invoke/me/method/x", "SaveState"]
             .iter()
             .all(|part| names.iter().any(|name| name.contains(part)));
         done.then_some((resource, spans))
@@ -272,9 +278,6 @@ async fn check_otlp(collector: &HttpApp, route: &str, service: &str) {
     assert_eq!(hex(&state.parent_span_id), "b7ad6b7169203331");
     assert_eq!(state.kind, 3, "client kind");
     assert_eq!(state.attribute("db.name").as_deref(), Some("store"), "{:?}", state.attributes);
-    let local = span("CallLocal/me/x");
-    assert_eq!(hex(&local.trace_id), TRACE);
-    assert_eq!(local.kind, 2, "server kind");
     let invoke = span("/v1.0/invoke/me/method/x");
     assert_eq!(invoke.status.as_ref().map(|status| status.code), Some(2), "an error by its 500");
     assert!(spans.iter().all(|span| !span.name.contains("healthz")));
@@ -311,6 +314,33 @@ async fn spans_go_to_an_otlp_collector_over_grpc() {
 }
 
 #[tokio::test]
+async fn a_call_to_another_app_has_a_span_at_both_ends() {
+    let collector = HttpApp::builder().on("/*", Answer::status(200)).start().await;
+    let app = HttpApp::builder().on("/x", Answer::text("ok")).start().await;
+    let port = collector.port();
+    let spec = format!(
+        "tracing:\n  samplingRate: \"1\"\n  otel:\n    endpointAddress: 127.0.0.1:{port}\n    isSecure: false\n    \
+         protocol: http\n"
+    );
+    let pair = Pair::built(|b| b.configuration(&spec), |b| b.app(&app).configuration(&spec)).await;
+    let call = pair.caller.http().get("/v1.0/invoke/callee/method/x").header("traceparent", PARENT);
+    call.send().await.expect(200);
+    let spans = eventually("both spans", || async {
+        let (_, spans) = spans_of(&collector.calls("POST /v1/traces"));
+        let there = |part: &str| spans.iter().any(|span| span.name.contains(part));
+        (there("/v1.0/invoke/callee/method/x") && there("CallLocal/callee/x")).then_some(spans)
+    })
+    .await;
+    let span = |part: &str| spans.iter().find(|span| span.name.contains(part)).unwrap();
+    let (out, local) = (span("/v1.0/invoke/callee/method/x"), span("CallLocal/callee/x"));
+    assert_eq!((hex(&out.trace_id), hex(&local.trace_id)), (TRACE.to_owned(), TRACE.to_owned()));
+    assert_eq!((out.kind, local.kind), (3, 2), "client and server kind");
+    assert_eq!(out.attribute("rpc.service").as_deref(), Some("ServiceInvocation"), "{:?}", out.attributes);
+    assert_eq!(out.attribute("net.peer.name").as_deref(), Some("callee"), "{:?}", out.attributes);
+    assert_eq!(out.attribute("dapr.invoke_method").as_deref(), Some("x"), "{:?}", out.attributes);
+}
+
+#[tokio::test]
 async fn the_environment_may_name_the_collector() {
     let env = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:PORT"),
@@ -327,7 +357,9 @@ async fn the_environment_may_name_the_collector() {
 #[tokio::test]
 async fn what_is_left_is_sent_at_the_stop() {
     let spec = |port| {
-        format!("tracing:\n  samplingRate: \"1\"\n  zipkin:\n    endpointAddress: http://127.0.0.1:{port}/api/v2/spans\n")
+        format!(
+            "tracing:\n  samplingRate: \"1\"\n  zipkin:\n    endpointAddress: http://127.0.0.1:{port}/api/v2/spans\n"
+        )
     };
     let (collector, sidecar) = with_collector(spec, &[]).await;
     sidecar.http().get("/v1.0/state/store/last").header("traceparent", PARENT).send().await.expect(204);

@@ -89,7 +89,8 @@ async fn the_way_is_told_and_hop_headers_stay_behind() {
         .header("accept-encoding", "identity");
     request.send().await.expect(200);
     let call = &app.calls("/echo")[0];
-    for gone in ["x-hop", "keep-alive", "proxy-connection", "proxy-authorization", "te", "upgrade", "dapr-callee-namespace"]
+    for gone in
+        ["x-hop", "keep-alive", "proxy-connection", "proxy-authorization", "te", "upgrade", "dapr-callee-namespace"]
     {
         assert_eq!(call.header(gone), "", "{gone} of {:?}", call.headers);
     }
@@ -149,19 +150,12 @@ async fn unknown_paths_and_targets_are_told() {
     }
     let reply = http.get("/v1.0/invoke/nobody/method/x").send().await.expect(500);
     assert_eq!(reply.code(), "ERR_DIRECT_INVOKE");
-    assert_eq!(
-        reply.message(),
-        "failed to invoke, id: nobody, err: no host found with the given ID"
-    );
+    assert_eq!(reply.message(), "failed to invoke, id: nobody, err: no host found with the given ID");
     let reply = http.get("/v1.0/invoke/a.b.c/method/x").send().await.expect(500);
     assert_eq!(reply.message(), "failed to invoke, id: a.b.c, err: invalid app id a.b.c");
     // The caller itself has no app.
     let reply = http.get("/v1.0/invoke/caller/method/x").send().await.expect(500);
-    assert!(
-        reply.message().contains("cannot invoke local endpoint: app channel not initialized"),
-        "{}",
-        reply.text()
-    );
+    assert!(reply.message().contains("cannot invoke local endpoint: app channel not initialized"), "{}", reply.text());
 }
 
 #[tokio::test]
@@ -266,7 +260,8 @@ async fn an_endpoint_document_is_a_target() {
          http://127.0.0.1:{}\n  headers:\n    - name: x-from-document\n      value: added\n",
         there.port()
     );
-    let sidecar = Sidecar::builder().component(endpoint).component(component("s", "state.in-memory", &[])).start().await;
+    let sidecar =
+        Sidecar::builder().component(endpoint).component(component("s", "state.in-memory", &[])).start().await;
     let reply = sidecar.http().post("/v1.0/invoke/outside/method/echo/x?q=1", "body").send().await.expect(200);
     assert_eq!(reply.json(), json!({"verb": "POST", "target": "/echo/x?q=1", "body": "body"}));
     assert_eq!(there.calls("/echo*")[0].header("x-from-document"), "added");

@@ -17,10 +17,8 @@ fn request(method: &str, body: &str, extension: Option<(Verb, &str)>) -> InvokeS
             method: method.to_owned(),
             data: Some(Any::plain(body.to_owned())),
             content_type: "text/plain".to_owned(),
-            http_extension: extension.map(|(verb, query)| HttpExtension {
-                verb: verb.into(),
-                querystring: query.to_owned(),
-            }),
+            http_extension: extension
+                .map(|(verb, query)| HttpExtension { verb: verb.into(), querystring: query.to_owned() }),
         }),
     }
 }
@@ -65,7 +63,10 @@ async fn an_http_app_needs_a_verb() {
     for (extension, text) in cases {
         let ask = || request("x", "", extension);
         let own = pair.callee.grpc().await.invoke_service(ask()).await.unwrap_err();
-        assert_eq!((own.code(), own.message()), (Code::Internal, format!("failed to invoke, id: callee, err: {text}").as_str()));
+        assert_eq!(
+            (own.code(), own.message()),
+            (Code::Internal, format!("failed to invoke, id: callee, err: {text}").as_str())
+        );
         // From another sidecar the callee's own words come behind those of the way there.
         let remote = pair.caller.grpc().await.invoke_service(ask()).await.unwrap_err();
         assert_eq!(remote.code(), Code::Internal, "{remote:?}");
@@ -133,7 +134,8 @@ async fn a_grpc_app_answers_both_fronts() {
     let status = client.invoke_service(request("fail", "", None)).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::NotFound, "no such thing"));
     // Over HTTP.
-    let ask = pair.caller.http().post("/v1.0/invoke/callee/method/hello?q=1", "body").header("content-type", "text/plain");
+    let ask =
+        pair.caller.http().post("/v1.0/invoke/callee/method/hello?q=1", "body").header("content-type", "text/plain");
     let reply = ask.send().await.expect(200);
     assert_eq!((reply.text().as_str(), reply.header("content-type")), ("body", "echo/text-plain"));
     let (last, _) = app.invocations().pop().unwrap();

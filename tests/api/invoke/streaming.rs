@@ -54,10 +54,15 @@ fn app() -> mecha_tests::HttpAppBuilder {
         })
 }
 
+/// The limit on bodies holds for invocations too, so it has to be lifted for large ones.
+async fn unlimited(app: &HttpApp) -> Pair {
+    Pair::built(|b| b.flag("max-body-size", "1Gi"), |b| b.app(app).flag("max-body-size", "1Gi")).await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_bodies_stream_both_ways_in_flat_memory() {
     let app = app().start().await;
-    let pair = Pair::with(&app).await;
+    let pair = unlimited(&app).await;
     let sidecars = [&pair.caller, &pair.callee];
     let before = sidecars.map(mecha_tests::Sidecar::resident_kib);
     for client in [pair.caller.http(), pair.caller.http().speaking(Protocol::H2c)] {

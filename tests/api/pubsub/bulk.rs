@@ -152,8 +152,7 @@ async fn a_grpc_app_gets_bulks_too() {
         })
         .start()
         .await;
-    let sidecar =
-        Sidecar::builder().grpc_app(&app).component(document("memory", folder.path())).start().await;
+    let sidecar = Sidecar::builder().grpc_app(&app).component(document("memory", folder.path())).start().await;
     wait_subscriptions(&sidecar, 1).await;
     let [api, _] = sidecar.apis().await;
     for n in 0..4 {
@@ -164,7 +163,10 @@ async fn a_grpc_app_gets_bulks_too() {
         (bulks.iter().map(|bulk| bulk.entries.len()).sum::<usize>() >= 4).then_some(bulks)
     })
     .await;
-    assert_eq!((bulks[0].topic.as_str(), bulks[0].pubsub_name.as_str(), bulks[0].path.as_str()), ("topic", EVENTS, "/bulk"));
+    assert_eq!(
+        (bulks[0].topic.as_str(), bulks[0].pubsub_name.as_str(), bulks[0].path.as_str()),
+        ("topic", EVENTS, "/bulk")
+    );
     let Some(Event::CloudEvent(first)) = &bulks[0].entries[0].event else { panic!("{bulks:?}") };
     assert_eq!(first.data, "{\"n\":0}");
     assert_eq!(first.data_content_type, "application/json");

@@ -61,7 +61,8 @@ async fn a_topic_is_needed() {
 async fn metadata_is_checked() {
     let sidecar = with_pubsub().await;
     for api in sidecar.apis().await {
-        for metadata in [("rawPayload", "yes"), ("rawPayload", "maybe"), ("ttlInSeconds", "soon"), ("ttlInSeconds", "1.5")]
+        for metadata in
+            [("rawPayload", "yes"), ("rawPayload", "maybe"), ("ttlInSeconds", "soon"), ("ttlInSeconds", "1.5")]
         {
             let fault = api.publish(EVENTS, "topic", "", "x", &[metadata]).await.unwrap_err();
             fault.is(&Expect {
@@ -100,9 +101,7 @@ async fn an_event_must_be_an_object() {
 #[tokio::test]
 async fn entries_of_a_bulk_are_checked_before_any_is_published() {
     let sidecar = with_pubsub().await;
-    let entry = |id: &str, content_type: &str, event: serde_json::Value| {
-        json!({"entryId": id, "contentType": content_type, "event": event})
-    };
+    let entry = |id: &str, content_type: &str, event: serde_json::Value| json!({"entryId": id, "contentType": content_type, "event": event});
     let good = entry("good", "text/plain", json!("x"));
     let lists = [
         json!({"not": "a list"}),

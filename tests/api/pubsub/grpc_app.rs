@@ -114,9 +114,8 @@ async fn the_verdict_decides() {
         api.publish(EVENTS, "topic", "text/plain", "first", &[]).await.unwrap();
         api.publish(EVENTS, "topic", "text/plain", "marker", &[]).await.unwrap();
         let calls = app.wait_topics(attempts + dead + 1).await;
-        let count = |path: &str| {
-            calls.iter().filter(|call| call.event.path == path && call.event.data == "first").count()
-        };
+        let count =
+            |path: &str| calls.iter().filter(|call| call.event.path == path && call.event.data == "first").count();
         assert_eq!((count(""), count("/dead")), (attempts, dead), "{verdict}");
     }
 }

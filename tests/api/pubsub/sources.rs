@@ -36,7 +36,8 @@ async fn a_document_says_it_in_both_versions() {
 async fn the_app_s_own_list_replaces_a_document() {
     let app = taking("topic").on("POST /by-document", Answer::status(200)).start().await;
     let sidecar =
-        subscribed(with_events("memory", &app).component(subscription("doc", EVENTS, "topic", "/by-document", ""))).await;
+        subscribed(with_events("memory", &app).component(subscription("doc", EVENTS, "topic", "/by-document", "")))
+            .await;
     let [api, _] = sidecar.apis().await;
     api.publish(EVENTS, "topic", "", "x", &[]).await.unwrap();
     app.wait_calls("POST /in", 1).await;

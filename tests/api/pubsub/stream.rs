@@ -91,7 +91,10 @@ async fn events_come_and_are_answered() {
                 api.publish(EVENTS, "topic", "text/plain", data.clone(), &[]).await.unwrap();
                 let event = subscriber.event().await;
                 assert_eq!(event.data, data, "{kind}");
-                assert_eq!((event.topic.as_str(), event.pubsub_name.as_str(), event.path.as_str()), ("topic", EVENTS, "/"));
+                assert_eq!(
+                    (event.topic.as_str(), event.pubsub_name.as_str(), event.path.as_str()),
+                    ("topic", EVENTS, "/")
+                );
                 subscriber.answer(&event.id, 0).await;
             }
         }

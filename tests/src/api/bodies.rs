@@ -39,8 +39,7 @@ impl Item {
     pub(super) fn message(&self) -> StateItem {
         let concurrency =
             if self.first_write { StateConcurrency::ConcurrencyFirstWrite } else { StateConcurrency::default() };
-        let consistency =
-            if self.strong { StateConsistency::ConsistencyStrong } else { StateConsistency::default() };
+        let consistency = if self.strong { StateConsistency::ConsistencyStrong } else { StateConsistency::default() };
         StateItem {
             key: self.key.clone(),
             value: self.value.clone(),

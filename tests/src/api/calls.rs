@@ -63,12 +63,7 @@ impl Api {
                 let got = client.as_ref().clone().get_state(request).await.map_err(|s| Fault::of_status(&s))?;
                 let got = got.into_inner();
                 let found = !got.data.is_empty() || !got.etag.is_empty();
-                Ok(found.then(|| Got {
-                    value: got.data,
-                    etag: got.etag,
-                    metadata: got.metadata,
-                    ..Got::default()
-                }))
+                Ok(found.then(|| Got { value: got.data, etag: got.etag, metadata: got.metadata, ..Got::default() }))
             }
         }
     }
@@ -310,8 +305,7 @@ impl Api {
                 Ok(all.map(|(name, values)| (name.clone(), texts(values))).collect())
             }
             Front::Grpc(client) => {
-                let request =
-                    GetBulkSecretRequest { store_name: store.to_owned(), ..GetBulkSecretRequest::default() };
+                let request = GetBulkSecretRequest { store_name: store.to_owned(), ..GetBulkSecretRequest::default() };
                 let done = client.as_ref().clone().get_bulk_secret(request).await.map_err(|s| Fault::of_status(&s))?;
                 Ok(done.into_inner().data.into_iter().map(|(name, values)| (name, values.secrets)).collect())
             }
@@ -376,10 +370,7 @@ fn bulk_items(reply: &Reply) -> Vec<Got> {
             key: text(item, "key"),
             value: item.get("data").map_or_else(Bytes::new, |raw| Bytes::copy_from_slice(raw.get().as_bytes())),
             etag: text(item, "etag"),
-            metadata: item
-                .get("metadata")
-                .and_then(|raw| serde_json::from_str(raw.get()).ok())
-                .unwrap_or_default(),
+            metadata: item.get("metadata").and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default(),
             error: text(item, "error"),
         })
         .collect()
@@ -395,7 +386,6 @@ fn owned(metadata: Metadata<'_>) -> BTreeMap<String, String> {
 }
 
 fn query(metadata: Metadata<'_>) -> String {
-    let pairs: Vec<String> =
-        metadata.iter().map(|(key, value)| format!("metadata.{key}={}", escape(value))).collect();
+    let pairs: Vec<String> = metadata.iter().map(|(key, value)| format!("metadata.{key}={}", escape(value))).collect();
     if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) }
 }

@@ -92,9 +92,7 @@ impl GrpcAppBuilder {
     /// One subscription in full.
     pub fn subscription(mut self, subscription: TopicSubscription) -> Self {
         self.script.subscriptions.get_or_insert_default().push(subscription);
-        self.script.topic.get_or_insert_with(|| {
-            Arc::new(|_, _| async { Ok(TopicEventResponse::default()) }.boxed())
-        });
+        self.script.topic.get_or_insert_with(|| Arc::new(|_, _| async { Ok(TopicEventResponse::default()) }.boxed()));
         self
     }
 
