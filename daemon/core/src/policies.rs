@@ -316,8 +316,7 @@ impl Policies {
         };
         let timeout = pick(names.map(|n| n.timeout.as_str()), TIMEOUT, &|k| n.timeouts.contains_key(k));
         let retry = pick(names.map(|n| n.retry.as_str()), RETRY, &|k| n.retries.contains_key(k));
-        let breaker =
-            pick(names.map(|n| n.circuit_breaker.as_str()), BREAKER, &|k| n.breakers.contains_key(k));
+        let breaker = pick(names.map(|n| n.circuit_breaker.as_str()), BREAKER, &|k| n.breakers.contains_key(k));
         let timeout = timeout.and_then(|name| n.timeouts.get(&name));
         let retry = retry.and_then(|name| n.retries.get(&name));
         let breaker = breaker.and_then(|name| n.breakers.get(&name));

@@ -1,7 +1,7 @@
 //! All series of one metric, found by their label values.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -40,9 +40,29 @@ pub(super) struct Family {
 #[derive(Debug, Default)]
 struct Table {
     /// By hash of the label values; collisions share a short list.
-    series: HashMap<u64, Vec<Arc<Series>>>,
+    series: HashMap<u64, Vec<Arc<Series>>, BuildHasherDefault<Hashed64>>,
     len: usize,
     overflow: Option<Arc<Series>>,
+}
+
+/// Takes a key for its own hash: it is one already.
+#[derive(Debug, Default)]
+struct Hashed64(u64);
+
+impl Hasher for Hashed64 {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// What a lookup found.
