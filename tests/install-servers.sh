@@ -7,14 +7,15 @@
 
 set -euo pipefail
 
-# program|package
+# program, or a pattern of paths|package
 readonly SERVERS=(
   "redis-server|redis-server"
+  "/usr/lib/postgresql/*/bin/postgres|postgresql"
 )
 
 missing=()
 for server in "${SERVERS[@]}"; do
-  command -v "${server%%|*}" >/dev/null || missing+=("${server##*|}")
+  command -v "${server%%|*}" >/dev/null || compgen -G "${server%%|*}" >/dev/null || missing+=("${server##*|}")
 done
 if ((${#missing[@]} == 0)); then
   exit 0

@@ -10,6 +10,7 @@ use mecha_components_api::Registry;
 /// in; an empty feature is always compiled in.
 pub const KNOWN: &[(&str, &str)] = &[
     ("state.in-memory", ""),
+    ("state.postgresql", "postgres"),
     ("state.redis", "redis"),
     ("state.sqlite", "sqlite"),
     ("pubsub.in-memory", ""),
@@ -17,7 +18,9 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("bindings.cron", ""),
     ("bindings.http", ""),
     ("bindings.localstorage", ""),
+    ("bindings.postgresql", "postgres"),
     ("bindings.redis", "redis"),
+    ("configuration.postgresql", "postgres"),
     ("lock.redis", "redis"),
     ("secretstores.local.env", ""),
     ("secretstores.local.file", ""),
@@ -32,6 +35,8 @@ pub fn register_all(registry: &mut Registry) {
     mecha_broker::register(registry);
     #[cfg(feature = "mdns")]
     mecha_mdns::register(registry);
+    #[cfg(feature = "postgres")]
+    mecha_postgres::register(registry);
     #[cfg(feature = "redis")]
     mecha_redis::register(registry);
     #[cfg(feature = "sqlite")]
@@ -45,6 +50,7 @@ pub fn left_out(kind: &str) -> Option<&'static str> {
     let compiled_in = match *feature {
         "broker" => cfg!(feature = "broker"),
         "mdns" => cfg!(feature = "mdns"),
+        "postgres" => cfg!(feature = "postgres"),
         "redis" => cfg!(feature = "redis"),
         "sqlite" => cfg!(feature = "sqlite"),
         _ => true,

@@ -3,9 +3,11 @@
 //! A server that is not installed is absent: the tests that need it say so by name and pass,
 //! and fail where it is required, by `CI=true` or `REQUIRE=redis-server`.
 
+mod postgres;
 mod process;
 mod redis;
 
+pub use postgres::{Postgres, PostgresOptions};
 pub use process::Process;
 pub use redis::{Redis, RedisOptions};
 

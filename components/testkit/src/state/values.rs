@@ -57,7 +57,14 @@ async fn missing_key_is_none(s: Space) -> Outcome {
 }
 
 async fn json_value_round_trips(s: Space) -> Outcome {
-    round_trip_json(&s, &[r#"{"a":1}"#, "[1,2,3]", r#""text""#, "true", "false", "17", "-3"]).await
+    round_trip_json(&s, &[r#""text""#, "true", "false", "17", "-3", "{}", "[]"]).await?;
+    for text in [r#"{"a":1}"#, "[1,2,3]"] {
+        s.put("k", text).send().await?;
+        // Stores that do not keep the bytes may set spaces of their own.
+        let back = s.text("k").await?.map(|t| t.replace(' ', ""));
+        check_eq!(back.as_deref(), Some(text), "value without spaces");
+    }
+    Ok(())
 }
 
 async fn every_byte_round_trips(s: Space) -> Outcome {
