@@ -6,6 +6,8 @@ pub mod body;
 pub mod cli;
 pub mod edge;
 mod events;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod grpc;
 pub mod http;
 pub mod logging;

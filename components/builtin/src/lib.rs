@@ -5,6 +5,8 @@
 
 mod confined;
 mod cron;
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod http_target;
 mod http_tls;

@@ -161,7 +161,7 @@ fn read(config: &Config) -> Result<Secrets> {
 }
 
 /// Secrets of a JSON text. Errors say where, never what stands there.
-fn parse(bytes: &[u8], separator: &str, multi_valued: bool) -> Result<Secrets, String> {
+pub(crate) fn parse(bytes: &[u8], separator: &str, multi_valued: bool) -> Result<Secrets, String> {
     let text = std::str::from_utf8(bytes).map_err(|e| format!("no UTF-8 text from byte {} on", e.valid_up_to()))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let top: BTreeMap<String, &RawValue> = serde_json::from_str(text).map_err(|e| {

@@ -12,6 +12,8 @@
 //! sockets for as long as it runs, and a `resolve` without it reads them itself.
 
 mod cache;
+#[doc(hidden)]
+pub mod fuzzing;
 mod net;
 mod resolver;
 mod wire;

@@ -2,6 +2,8 @@
 
 mod answers;
 mod dial;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod grpc;
 mod health;

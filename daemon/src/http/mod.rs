@@ -5,6 +5,8 @@ mod bindings;
 mod configuration;
 mod cors;
 mod decode;
+#[doc(hidden)]
+pub mod fuzzing;
 mod limit;
 mod lock;
 mod mecha;

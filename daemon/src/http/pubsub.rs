@@ -66,7 +66,7 @@ pub(super) async fn publish_bulk(
     ))
 }
 
-fn decode(body: &Bytes) -> Result<Vec<BulkPublishEntry>, String> {
+pub(super) fn decode(body: &Bytes) -> Result<Vec<BulkPublishEntry>, String> {
     let raw: Vec<&RawValue> = text(body).and_then(|t| serde_json::from_str(t).map_err(|e| e.to_string()))?;
     raw.into_iter()
         .map(|entry| {

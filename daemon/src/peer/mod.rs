@@ -8,6 +8,8 @@ mod chunks;
 mod client;
 mod endpoint;
 mod framing;
+#[doc(hidden)]
+pub mod fuzzing;
 mod pool;
 mod server;
 pub(crate) mod status;

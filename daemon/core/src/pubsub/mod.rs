@@ -7,6 +7,8 @@ mod content;
 mod envelope;
 mod errors;
 mod event;
+#[doc(hidden)]
+pub mod fuzzing;
 mod line;
 mod members;
 mod publish;
