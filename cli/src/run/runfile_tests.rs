@@ -203,3 +203,54 @@ proptest::proptest! {
         let _ = check("dapr.yaml", &text, Path::new("/"), &Home::at(Path::new("/mecha")));
     }
 }
+
+/// Something of everything, to be damaged.
+const WHOLE: &str = r#"version: 1
+common: &common
+  env: {DEBUG: true, "A B": x}
+  resourcesPaths: [./components]
+  daprdLogDestination: file
+apps:
+- appID: a
+  appDirPath: ./orders
+  appPort: 6001
+  command: ["python3", "-c", 'print("x")']
+  env: *unknown
+- appDirPath: |
+    stock
+  daprHTTPPort: 0x10
+  appLogDestination: console
+"#;
+
+proptest::proptest! {
+    #[test]
+    fn no_damage_to_a_file_makes_the_reader_panic(
+        at in 0..WHOLE.len(),
+        cut in 0usize..60,
+        put in "(\\PC|[\n\t:\\-&*!{}\\[\\]|>'\"#]){0,6}",
+        times in 1usize..300,
+    ) {
+        let end = WHOLE.len().min(at + cut);
+        let text = [&WHOLE[..at], &put.repeat(times), &WHOLE[end..]].concat();
+        let (_, findings) = check("dapr.yaml", &text, Path::new("/"), &Home::at(Path::new("/mecha")));
+        let lines = text.lines().count() + 1;
+        for finding in &findings {
+            proptest::prop_assert!(finding.line as usize <= lines, "{} of {}: {}", finding.line, lines, finding);
+        }
+    }
+}
+
+#[test]
+fn files_made_to_fill_memory_are_refused() {
+    let mut laughs = "apps:\n- appDirPath: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..12 {
+        let before = format!("*a{}", level - 1);
+        laughs.push_str(&format!("  k{level}: &a{level} [{}]\n", [before.as_str(); 9].join(", ")));
+    }
+    for text in [laughs, "[".repeat(100_000), "{a: ".repeat(50_000), "- ".repeat(50_000)] {
+        let (_, findings) = check("dapr.yaml", &text, Path::new("/"), &Home::at(Path::new("/mecha")));
+        assert!(findings.iter().any(|finding| finding.severity == Severity::Error));
+        let said: usize = findings.iter().map(|finding| finding.to_string().len()).sum();
+        assert!(said < 4_000, "{said} bytes of findings");
+    }
+}
