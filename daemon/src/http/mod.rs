@@ -27,7 +27,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, USER_AGENT};
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, StatusCode, Uri};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -83,10 +83,11 @@ pub struct HttpApi {
 }
 
 /// A call after the edge: path cleaned, body still unread.
-struct Call {
+struct Call<'a> {
     method: Method,
-    path: String,
-    query: Option<String>,
+    /// As it came; `path` is what counts.
+    uri: &'a Uri,
+    path: &'a str,
     headers: HeaderMap,
     body: Incoming,
 }
@@ -107,8 +108,7 @@ impl HttpApi {
         let (mut parts, body) = req.into_parts();
         let request_bytes = body.size_hint().lower();
         // Cleaned once, on the escaped form: every later check and the dispatch see these bytes.
-        let cleaned = path::clean(parts.uri.path()).into_owned();
-        let query = parts.uri.query().map(str::to_owned);
+        let cleaned = path::clean(parts.uri.path());
         let found = routes::find(&parts.method, &cleaned);
         let health = matches!(found, Match::Known(Matched { api: "healthz", .. }));
         let user_agent = self.options.log.enabled.then(|| parts.headers.get(USER_AGENT).cloned()).flatten();
@@ -135,7 +135,7 @@ impl HttpApi {
             }
             // Callers' tokens are for this hop only.
             parts.headers.remove(TOKEN_HEADER);
-            let call = Call { method: parts.method, path: cleaned.clone(), query, headers: parts.headers, body };
+            let call = Call { method: parts.method, uri: &parts.uri, path: &cleaned, headers: parts.headers, body };
             self.traced(call, &found, health).await
         };
         let mut res = res;
@@ -156,7 +156,7 @@ impl HttpApi {
             self.core.metrics.error_code(failed.code.category().as_str(), failed.code.as_str());
         }
         if self.options.log.enabled && !(health && self.options.log.omit_health) {
-            let shown = if self.options.log.obfuscate { short_form(&found) } else { Cow::Borrowed(cleaned.as_str()) };
+            let shown = if self.options.log.obfuscate { short_form(&found) } else { Cow::Borrowed(&*cleaned) };
             tracing::info!(
                 target: "dapr.runtime.http-info",
                 method = %format_args!("{method} {shown}"),
@@ -170,11 +170,11 @@ impl HttpApi {
         Ok(res)
     }
 
-    async fn traced(&self, call: Call, found: &Match<'_>, health: bool) -> Answer {
+    async fn traced(&self, call: Call<'_>, found: &Match<'_>, health: bool) -> Answer {
         if health {
             return self.dispatch(&Cx::new(Front::Http), call, found).await;
         }
-        let started = edge::start(&self.core.tracer, &call.headers, Front::Http, || call.path.clone());
+        let started = edge::start(&self.core.tracer, &call.headers, Front::Http, || call.path.to_owned());
         let mut started = match started {
             Ok(started) => started,
             Err(reason) => return respond::text(StatusCode::BAD_REQUEST, reason),
@@ -208,18 +208,20 @@ impl HttpApi {
         headers.get(TOKEN_HEADER).is_some_and(|given| token.accepts(given.as_bytes()))
     }
 
-    async fn dispatch(&self, cx: &Cx, call: Call, found: &Match<'_>) -> Answer {
+    async fn dispatch(&self, cx: &Cx, call: Call<'_>, found: &Match<'_>) -> Answer {
         let rules = self.core.api_rules.load();
         let open = |m: &Matched<'_>| rules.is_empty() || rules.allows(m.api, m.version, Front::Http);
         let answer = match found {
             Match::Known(m) if open(m) => match m.route {
-                Route::Invoke { .. } => self.invoke(cx, call).await,
+                // Boxed: its state is larger than all others together, and every connection
+                // would hold room for it.
+                Route::Invoke { .. } => Box::pin(self.invoke(cx, call)).await,
                 route => self.api(cx, call, route).await,
             },
             // A refused API looks unknown, and unknown paths are invocations.
             Match::Known(_) | Match::OtherMethod | Match::None => {
                 if rules.is_empty() || rules.allows("invoke", "v1", Front::Http) {
-                    self.invoke(cx, call).await
+                    Box::pin(self.invoke(cx, call)).await
                 } else if *found == Match::OtherMethod {
                     Ok(respond::text(StatusCode::METHOD_NOT_ALLOWED, ""))
                 } else {
@@ -230,24 +232,21 @@ impl HttpApi {
         answer.unwrap_or_else(|e| respond::error(&e))
     }
 
-    async fn invoke(&self, cx: &Cx, mut call: Call) -> Result<Answer, ApiError> {
-        let target = Target::find(&call.path, &mut call.headers)?;
-        let uri = match &call.query {
-            Some(q) => format!("{}?{q}", call.path),
-            None => call.path,
-        };
+    async fn invoke(&self, cx: &Cx, mut call: Call<'_>) -> Result<Answer, ApiError> {
+        let target = Target::find(call.path, &mut call.headers)?;
         let (body, overflow) = limit::streamed(call.body, self.options.max_body)?;
         let mut req = Request::new(body);
         *req.method_mut() = call.method;
-        *req.uri_mut() = uri.parse().map_err(|e| ApiError::malformed(format!("invalid request path: {e}")))?;
+        // Only its query counts: the target has the method.
+        *req.uri_mut() = call.uri.clone();
         *req.headers_mut() = call.headers;
         let res = self.core.invoke.http(cx, target, req).await.map_err(|e| overflow.or(e))?;
         Ok(res.map(Into::into))
     }
 
-    async fn api(&self, cx: &Cx, call: Call, route: Route<'_>) -> Result<Answer, ApiError> {
+    async fn api(&self, cx: &Cx, call: Call<'_>, route: Route<'_>) -> Result<Answer, ApiError> {
         let core = &*self.core;
-        let query = call.query.as_deref();
+        let query = call.uri.query();
         let limit = self.options.max_body;
         let body = if route.takes_body() { decode::whole(call.body, limit).await? } else { Bytes::new() };
         match route {
