@@ -38,12 +38,13 @@ readonly STAGES=(
   "unit|tests of each crate"
   "fuzz|everything that reads bytes from outside, under mutated ones"
   "conformance|every component through the cases of its building block"
+  "fuzz|whatever reads bytes from outside, under input nobody thought of"
   "black-box|the real mechad over HTTP and gRPC"
-  "sdks|unmodified official SDKs in Python and JavaScript"
+  "sdks|unmodified official SDKs in Python, JavaScript, Go and Java"
   "example|the shop of the README runs and ends by itself"
 )
 # Stages that start binaries of this checkout.
-readonly NEED_BUILD=" arrows codegen docs conformance black-box sdks example "
+readonly NEED_BUILD=" arrows codegen docs conformance fuzz black-box sdks example "
 
 # ---- Stages ----
 
@@ -140,6 +141,8 @@ for package in json.load(sys.stdin)["packages"]:
 stage_fuzz() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test fuzz; }
 
 stage_conformance() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test conformance; }
+
+stage_fuzz() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test fuzz; }
 
 stage_black-box() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test api; }
 
@@ -319,7 +322,7 @@ printf '%s\n' "${rows[@]}"
 printf 'all stages: %ds\n' "$SECONDS"
 for name in "${broken[@]}"; do
   echo "failed: $name; its output is in $LOGS/$name.log, again: MECHA_TEST_STAGES=$name bash tests/run.sh"
-  grep -hE '^(test .*FAILED$|FAILED |error(\[|:)|check: .* failed|not ok| *✖ |missing: |too old: )' "$LOGS/$name.log" 2>/dev/null |
+  grep -hE '^(test .*FAILED$|FAILED |--- FAIL: |\[ERROR\]   [A-Za-z]+Test\.|error(\[|:)|check: .* failed|not ok| *✖ |missing: |too old: )' "$LOGS/$name.log" 2>/dev/null |
     awk '!seen[$0]++' | head -n 20 | sed 's/^/  /'
 done
 echo "$sum_passed passed, $sum_failed failed"

@@ -1,0 +1,128 @@
+package sdk;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import io.dapr.client.DaprClient;
+import io.dapr.client.DaprClientBuilder;
+import io.dapr.client.DaprPreviewClient;
+import io.dapr.config.Properties;
+import io.dapr.exceptions.DaprErrorDetails.ErrorDetailType;
+import io.dapr.exceptions.DaprException;
+import io.dapr.utils.TypeRef;
+import java.io.IOException;
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse;
+import java.time.Duration;
+import java.util.List;
+import java.util.Map;
+import java.util.function.BooleanSupplier;
+import reactor.core.publisher.Mono;
+
+/**
+ * What the tests play on: an HTTP app and a gRPC app in this process and a tester, each with a sidecar of its own that
+ * ../stage.py has started.
+ */
+final class Stage {
+  /** Reached only when something is broken. */
+  static final Duration DEADLINE = Duration.ofSeconds(60);
+
+  static final ObjectMapper JSON = new ObjectMapper();
+
+  private static final HttpClient HTTP = HttpClient.newHttpClient();
+  private static Stage stage;
+
+  final App httpApp;
+  final App grpcApp;
+  final Sidecar tester;
+  final DaprClient dapr;
+  final DaprPreviewClient preview;
+
+  /** A running sidecar. */
+  record Sidecar(String appId, int http, int grpc) {
+    DaprClientBuilder builder() {
+      return new DaprClientBuilder()
+          .withPropertyOverride(Properties.HTTP_ENDPOINT, "http://127.0.0.1:" + http)
+          .withPropertyOverride(Properties.GRPC_ENDPOINT, "127.0.0.1:" + grpc)
+          .withPropertyOverride(Properties.HTTP_PORT, String.valueOf(http))
+          .withPropertyOverride(Properties.GRPC_PORT, String.valueOf(grpc));
+    }
+  }
+
+  private Stage() throws Exception {
+    httpApp = App.overHttp();
+    grpcApp = App.overGrpc();
+    start("http-app", List.of("--app-port", String.valueOf(httpApp.port)), Map.of(), false);
+    start("grpc-app", List.of("--app-port", String.valueOf(grpcApp.port), "--app-protocol", "grpc"), Map.of(), false);
+    tester = run("tester", Map.of());
+    ask("/ready", Map.of("appId", "http-app"));
+    ask("/ready", Map.of("appId", "grpc-app"));
+    dapr = tester.builder().build();
+    preview = tester.builder().buildPreviewClient();
+  }
+
+  static synchronized Stage open() throws Exception {
+    if (stage == null) {
+      stage = new Stage();
+    }
+    return stage;
+  }
+
+  /** Starts a sidecar without an app and waits until it is ready. */
+  static Sidecar run(String appId, Map<String, String> env) throws Exception {
+    return start(appId, List.of(), env, true);
+  }
+
+  private static Sidecar start(String appId, List<String> flags, Map<String, String> env, boolean wait)
+      throws Exception {
+    JsonNode started = ask("/sidecars", Map.of("appId", appId, "flags", flags, "env", env, "wait", wait));
+    return new Sidecar(appId, started.get("http").asInt(), started.get("grpc").asInt());
+  }
+
+  /** Posts to ../stage.py. */
+  static JsonNode ask(String path, Map<String, ?> request) throws Exception {
+    String address = System.getenv("MECHA_SDK_STAGE");
+    if (address == null) {
+      throw new IOException("MECHA_SDK_STAGE is not set: run these tests with tests/sdk/run.sh");
+    }
+    var body = HttpRequest.BodyPublishers.ofByteArray(JSON.writeValueAsBytes(request));
+    var answer = HTTP.send(
+        HttpRequest.newBuilder(URI.create(address + path)).POST(body).build(), HttpResponse.BodyHandlers.ofString());
+    if (answer.statusCode() != 200) {
+      throw new IOException(path + ": " + answer.body());
+    }
+    return JSON.readTree(answer.body());
+  }
+
+  /** Waits for an answer. */
+  static <T> T get(Mono<T> call) {
+    return call.block(DEADLINE);
+  }
+
+  /** Asks until the answer is yes. */
+  static void until(String what, BooleanSupplier ask) throws InterruptedException {
+    long end = System.nanoTime() + DEADLINE.toNanos();
+    while (!ask.getAsBoolean()) {
+      assertTrue(System.nanoTime() < end, what + ": not within " + DEADLINE);
+      Thread.sleep(10);
+    }
+  }
+
+  /** Checks that a call fails with this code and message. */
+  static DaprException fails(Mono<?> call, String code, String message) {
+    DaprException error = assertThrows(DaprException.class, () -> get(call));
+    assertEquals(code, error.getErrorCode(), error.getMessage());
+    assertTrue(error.getMessage().contains(message), error.getMessage());
+    return error;
+  }
+
+  /** The reason in the details of an error. */
+  static String reason(DaprException error) {
+    return error.getErrorDetails().get(ErrorDetailType.ERROR_INFO, "reason", TypeRef.STRING);
+  }
+}
