@@ -38,13 +38,12 @@ readonly STAGES=(
   "unit|tests of each crate"
   "fuzz|everything that reads bytes from outside, under mutated ones"
   "conformance|every component through the cases of its building block"
-  "fuzz|whatever reads bytes from outside, under input nobody thought of"
   "black-box|the real mechad over HTTP and gRPC"
   "sdks|unmodified official SDKs in Python, JavaScript, Go and Java"
   "example|the shop of the README runs and ends by itself"
 )
 # Stages that start binaries of this checkout.
-readonly NEED_BUILD=" arrows codegen docs conformance fuzz black-box sdks example "
+readonly NEED_BUILD=" arrows codegen docs conformance black-box sdks example "
 
 # ---- Stages ----
 
@@ -141,8 +140,6 @@ for package in json.load(sys.stdin)["packages"]:
 stage_fuzz() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test fuzz; }
 
 stage_conformance() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test conformance; }
-
-stage_fuzz() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test fuzz; }
 
 stage_black-box() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test api; }
 
