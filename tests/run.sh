@@ -39,7 +39,7 @@ readonly STAGES=(
   "fuzz|everything that reads bytes from outside, under mutated ones"
   "conformance|every component through the cases of its building block"
   "black-box|the real mechad over HTTP and gRPC"
-  "sdks|unmodified official SDKs in Python, JavaScript, Go and Java"
+  "sdks|unmodified official SDKs in five languages"
   "example|the shop of the README runs and ends by itself"
 )
 # Stages that start binaries of this checkout.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Drives a real mechad with the official SDKs, unmodified: scenarios.json in Python, JavaScript, Go and Java.
+# Drives a real mechad with the official SDKs, unmodified: scenarios.json in Python, JavaScript, Go, Java and Rust.
 # MECHAD names the daemon to test; without it the one in target/debug is built.
 # Without Go, or without Java and Maven, those parts are left out, and fail where CI is set.
 set -uo pipefail
@@ -70,6 +70,7 @@ count_go() {
 # The same for a run of Maven Surefire.
 count_java() {
   tee "$work/java.log" | awk '
+    { gsub(/\033\[[0-9;]*m/, "") }
     # The line of the whole run is the one without a time.
     /Tests run: [0-9]+, Failures: [0-9]+, Errors: [0-9]+, Skipped: [0-9]+$/ {
       gsub(/[^0-9]+/, " ")
@@ -115,5 +116,14 @@ echo "Java:"
 begun=$SECONDS
 if have "The Java SDK" "a JDK 17 or newer and Maven (Debian: apt-get install openjdk-17-jdk-headless maven)" javac mvn; then
   (cd "$here/java" && python3 "$here/stage.py" mvn -B -ntp -Dstyle.color=never -Dmecha.build="$work/java" test 2>&1) | count_java || status=1
+fi
+echo "Rust:"
+if have "The Rust SDK" "the Rust toolchain: https://rustup.rs" cargo; then
+  rust=(env CARGO_TARGET_DIR="$work/rust" cargo test --locked --manifest-path "$here/rust/Cargo.toml" --test sdk)
+  if (quietly "building the Rust tests" rust-build "${rust[@]}" --no-run); then
+    python3 "$here/stage.py" "${rust[@]}" --quiet || status=1
+  else
+    status=1
+  fi
 fi
 exit $status
