@@ -19,6 +19,9 @@ pub const MAX_LOOPS: usize = 2;
 /// more than a worker thread has. Only what is used of it is ever committed.
 const PARSER_STACK: usize = 64 << 20;
 
+/// Bytes of the parser's message that are shown.
+const LONGEST_MESSAGE: usize = 400;
+
 /// Why an expression is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpressionError(String);
@@ -134,13 +137,32 @@ impl Shape {
     }
 }
 
+/// The beginning of a message, in one line. The parser repeats the expression for each fault it
+/// finds, so that all of it may have a thousand times the size of the expression.
 fn one_line(e: &impl fmt::Display) -> String {
-    e.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+    struct Beginning(String);
+    impl fmt::Write for Beginning {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let room = LONGEST_MESSAGE.saturating_sub(self.0.len());
+            self.0.push_str(&text[..text.floor_char_boundary(room)]);
+            if text.len() > room { Err(fmt::Error) } else { Ok(()) }
+        }
+    }
+    let mut text = Beginning(String::new());
+    // The only error is a full room.
+    let _ = fmt::write(&mut text, format_args!("{e}"));
+    text.0.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_stays_short_however_many_faults_there_are() {
+        let error = compile_cel(&"= ".repeat(MAX_EXPRESSION / 2)).unwrap_err().to_string();
+        assert!(error.starts_with("is not valid CEL: ") && error.len() < 500, "{} bytes: {error}", error.len());
+    }
 
     #[test]
     fn hostile_expressions_end_before_the_stack_does() {
