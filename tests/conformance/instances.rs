@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use mecha_components_api::{
-    BuildCx, Lookup, NameResolver, OutputBinding, PubSub, Registration, Registry, SecretStore, StateStore,
+    BuildCx, ConfigurationStore, LockStore, Lookup, NameResolver, OutputBinding, PubSub, Registration, Registry,
+    SecretStore, StateStore,
 };
 
 use crate::manifest::Recipe;
@@ -51,6 +52,14 @@ pub(crate) async fn secrets(recipe: &Recipe, dir: &Path) -> Result<Arc<dyn Secre
 
 pub(crate) async fn output(recipe: &Recipe, dir: &Path) -> Result<Arc<dyn OutputBinding>, String> {
     make(&REGISTRY.output, recipe, dir, "conformance").await
+}
+
+pub(crate) async fn configuration(recipe: &Recipe, dir: &Path) -> Result<Arc<dyn ConfigurationStore>, String> {
+    make(&REGISTRY.configuration, recipe, dir, "conformance").await
+}
+
+pub(crate) async fn lock(recipe: &Recipe, dir: &Path) -> Result<Arc<dyn LockStore>, String> {
+    make(&REGISTRY.lock, recipe, dir, "conformance").await
 }
 
 pub(crate) async fn resolver(recipe: &Recipe, dir: &Path) -> Result<Arc<dyn NameResolver>, String> {

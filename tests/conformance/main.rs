@@ -3,8 +3,10 @@
 //! `cargo test -p mecha-tests --test conformance -- state/sqlite` runs a part of it.
 
 mod blocks;
+mod configuration;
 mod fronts;
 mod instances;
+mod locks;
 mod manifest;
 mod plan;
 mod servers;
@@ -31,6 +33,8 @@ fn main() {
     blocks::pubsub(&mut plan, &manifest.pubsub);
     blocks::secrets(&mut plan, &manifest.secrets);
     blocks::output(&mut plan, &manifest.output);
+    configuration::configuration(&mut plan, &manifest.configuration);
+    locks::locks(&mut plan, &manifest.lock);
     blocks::resolvers(&mut plan, &manifest.resolver);
 
     let (trials, after) = plan.split();

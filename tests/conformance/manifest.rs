@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use mecha_components_api::{Metadata, PubSubCaps, SecretCaps, StateCaps};
-use mecha_testkit::{PubSubProfile, ResolverProfile, StateProfile};
+use mecha_testkit::{ConfigurationProfile, LockProfile, PubSubProfile, ResolverProfile, StateProfile};
 use serde::Deserialize;
 
 use crate::servers;
@@ -21,6 +21,10 @@ pub(crate) struct Manifest {
     pub(crate) secrets: Vec<SecretEntry>,
     #[serde(default)]
     pub(crate) output: Vec<OutputEntry>,
+    #[serde(default)]
+    pub(crate) configuration: Vec<ConfigurationEntry>,
+    #[serde(default)]
+    pub(crate) lock: Vec<LockEntry>,
     #[serde(default)]
     pub(crate) resolver: Vec<ResolverEntry>,
 }
@@ -119,6 +123,34 @@ pub(crate) struct OutputEntry {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(crate) struct ConfigurationEntry {
+    name: String,
+    kind: String,
+    #[serde(default)]
+    version: String,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    /// Name of the server that is written to.
+    pub(crate) server: String,
+    #[serde(default)]
+    every_change: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LockEntry {
+    name: String,
+    kind: String,
+    #[serde(default)]
+    version: String,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    #[serde(default)]
+    fenced: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct ResolverEntry {
     name: String,
     kind: String,
@@ -154,7 +186,7 @@ macro_rules! recipe {
     };
 }
 
-recipe!(StateEntry, PubSubEntry, SecretEntry, OutputEntry, ResolverEntry);
+recipe!(StateEntry, PubSubEntry, SecretEntry, OutputEntry, ConfigurationEntry, LockEntry, ResolverEntry);
 
 impl Manifest {
     /// The manifest of this repository.
@@ -268,6 +300,18 @@ impl SecretEntry {
         let caps = SecretCaps { multiple_keys: named.take("MULTIPLE_KEY_VALUES_PER_SECRET") };
         named.done(&self.name);
         caps
+    }
+}
+
+impl ConfigurationEntry {
+    pub(crate) fn profile(&self) -> ConfigurationProfile {
+        ConfigurationProfile { every_change: self.every_change }
+    }
+}
+
+impl LockEntry {
+    pub(crate) fn profile(&self) -> LockProfile {
+        LockProfile { fenced: self.fenced }
     }
 }
 

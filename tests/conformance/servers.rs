@@ -28,6 +28,29 @@ pub(crate) fn address(name: &str) -> String {
     }
 }
 
+/// Writes a configuration item the way users of this server do.
+pub(crate) fn put_setting(server: &str, key: &str, value: &str, version: &str) -> Result<(), String> {
+    match server {
+        "redis" => redis_says(&["SET", key, &format!("{value}||{version}")], "OK"),
+        _ => Err(format!("nobody knows how to write configuration to '{server}'")),
+    }
+}
+
+/// Removes a configuration item.
+pub(crate) fn remove_setting(server: &str, key: &str) -> Result<(), String> {
+    match server {
+        "redis" => redis_says(&["DEL", key], "1"),
+        _ => Err(format!("nobody knows how to remove configuration from '{server}'")),
+    }
+}
+
+fn redis_says(command: &[&str], wanted: &str) -> Result<(), String> {
+    let redis = REDIS.lock();
+    let redis = redis.as_ref().ok_or("the server was not started")?;
+    let said = redis.command(command);
+    if said == wanted { Ok(()) } else { Err(format!("{command:?}: '{said}'")) }
+}
+
 /// Ends what was started.
 pub(crate) fn stop() {
     drop(REDIS.lock().take());

@@ -10,18 +10,25 @@
 mod binding;
 mod client;
 mod config;
+mod configuration;
 mod connect;
 mod error;
 mod keyspace;
 mod lock;
+mod pubsub;
 mod script;
 mod state;
+mod stream;
+mod subscription;
+mod watch;
 
 use mecha_components_api::Registry;
 
 /// Makes the components of this crate known.
 pub fn register(registry: &mut Registry) {
     registry.state.push(state::registration());
+    registry.pubsub.push(pubsub::registration());
     registry.lock.push(lock::registration());
+    registry.configuration.push(configuration::registration());
     registry.output.push(binding::registration());
 }

@@ -10,8 +10,10 @@
 
 mod bindings;
 mod case;
+mod configuration;
 mod faults;
 mod inbox;
+mod lock;
 mod pubsub;
 mod resolvers;
 mod secrets;
@@ -20,8 +22,10 @@ mod state;
 
 pub use bindings::{BindingBench, CASES as BINDING_CASES};
 pub use case::{BoxFuture, Case, Failure, Outcome, fresh_name, wait_until};
+pub use configuration::{CASES as CONFIGURATION_CASES, ConfigurationBench, ConfigurationProfile};
 pub use faults::{Faults, FaultyState};
 pub use inbox::Inbox;
+pub use lock::{CASES as LOCK_CASES, LockProfile};
 pub use pubsub::{CASES as PUBSUB_CASES, PubSubBench, PubSubProfile};
 pub use resolvers::{CASES as RESOLVER_CASES, ResolverBench, ResolverProfile};
 pub use secrets::{CASES as SECRET_CASES, SecretBench};
