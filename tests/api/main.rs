@@ -1,6 +1,8 @@
 //! The daemon as a user meets it: the real binary, its real sockets, and apps and clients that share
 //! no code with it. A case that both fronts have runs over both.
 
+#![allow(clippy::unwrap_used, reason = "a test ends by panicking")]
+
 mod bad_input;
 mod bindings;
 mod documents;

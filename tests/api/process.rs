@@ -155,8 +155,11 @@ async fn the_log_may_go_to_a_file() {
     let file = builder.folder().join("daemon.log");
     std::fs::write(&file, "kept\n").unwrap();
     let sidecar = builder.flag("log-file", file.to_str().unwrap()).start().await;
-    let written = std::fs::read_to_string(&file).unwrap();
-    assert!(written.starts_with("kept\n") && written.contains("dapr initialized"), "{written}");
+    mecha_tests::eventually("the lines", || async {
+        let written = std::fs::read_to_string(&file).unwrap();
+        (written.starts_with("kept\n") && written.contains("dapr initialized")).then_some(())
+    })
+    .await;
     assert_eq!(sidecar.log(), "", "stdout stays empty");
 }
 

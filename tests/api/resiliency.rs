@@ -129,14 +129,28 @@ async fn a_default_policy_is_used_where_nothing_else_is_said() {
     pair.caller.http().get("/v1.0/invoke/callee/method/x").send().await.expect(200);
 }
 
+/// A policy of a kind that does not exist.
+fn bad_policy() -> String {
+    policy("retries:\n  odd: {policy: sometimes}\n", "apps:\n  callee: {retry: odd}\n")
+}
+
 #[tokio::test]
 async fn a_bad_document_is_skipped_and_told() {
     let app = HttpApp::builder().on("/x", Answer::text("ok")).start().await;
-    let bad = policy("retries:\n  odd: {policy: sometimes}\n", "apps:\n  callee: {retry: odd}\n");
-    let pair = Pair::built(|b| b.component(&bad), |b| b.app(&app)).await;
+    let pair = Pair::built(|b| b.component(bad_policy()), |b| b.app(&app)).await;
     let log = pair.caller.log();
-    assert!(log.contains("Could not read resiliency policy mine") || log.contains("mine"), "{log}");
+    let line = log.lines().find(|line| line.contains("'sometimes'")).expect("a line about the policy");
+    for part in ["level=error", "000.yaml:8:", "spec.policies.retries.odd.policy", "constant, exponential"] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
     pair.caller.http().get("/v1.0/invoke/callee/method/x").send().await.expect(200);
+}
+
+#[tokio::test]
+#[ignore = "contract 1.6: the line names file, line and field, but not with these words yet"]
+async fn a_bad_document_is_told_with_the_known_words() {
+    let sidecar = Sidecar::builder().component(bad_policy()).start().await;
+    assert!(sidecar.log().contains("Could not read resiliency policy mine"), "{}", sidecar.log());
 }
 
 #[tokio::test]

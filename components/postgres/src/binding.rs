@@ -12,7 +12,7 @@ use mecha_components_api::{
     BuildCx, Component, ConfigErrors, Error, Field, Invoke, Metadata, OutputBinding, Prepared, Registration, Reply,
     Result,
 };
-use serde_json::Value as Json;
+use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{SimpleQueryMessage, Statement};
@@ -53,7 +53,7 @@ struct PgBinding {
 
 /// A JSON value as a parameter. It travels as text, and the server reads it as the type that
 /// the statement asks for.
-struct Given<'a>(&'a Json);
+struct Given<'a>(&'a RawValue);
 
 enum Outcome {
     Changed(u64),
@@ -116,7 +116,7 @@ impl ToSql for Given<'_> {
 
 impl PgBinding {
     /// Once, or again when the server says that it did not run.
-    async fn run(&self, query: bool, sql: &str, params: &[Json]) -> Result<Outcome> {
+    async fn run(&self, query: bool, sql: &str, params: &[&RawValue]) -> Result<Outcome> {
         let deadline = Instant::now() + self.client.timeout();
         loop {
             let fault = match self.attempt(query, sql, params, deadline).await {
@@ -138,7 +138,7 @@ impl PgBinding {
         &self,
         query: bool,
         sql: &str,
-        params: &[Json],
+        params: &[&RawValue],
         deadline: Instant,
     ) -> std::result::Result<Outcome, Fault> {
         let mut lease = self.client.lease(deadline).await?;
@@ -170,7 +170,7 @@ impl PgBinding {
                     format!("the statement takes {} parameters, {} were given", statement.params().len(), params.len());
                 return Err(Fault::refused(Error::invalid(text)));
             }
-            let given: Vec<Given<'_>> = params.iter().map(Given).collect();
+            let given: Vec<Given<'_>> = params.iter().map(|p| Given(p)).collect();
             if !query {
                 return db.execute_raw(&statement, &given).await.map(Outcome::Changed).map_err(of);
             }
@@ -212,15 +212,17 @@ fn plain_update(sql: &str) -> bool {
 }
 
 /// `sql` with its parameters written into it.
-fn inline(sql: &str, params: &[Json]) -> Result<String> {
+fn inline(sql: &str, params: &[&RawValue]) -> Result<String> {
     let mut literals = Vec::with_capacity(params.len());
     for param in params {
         let mut literal = String::new();
-        match (param, value::parameter(param, &Type::UNKNOWN)) {
-            (_, None) => literal.push_str("NULL"),
-            // In brackets, because `- -1` would begin a comment without the space.
-            (Json::Number(n), _) => literal = format!("({n})"),
-            (_, Some(text)) => quote(&text, &mut literal),
+        match value::parameter(param, &Type::UNKNOWN) {
+            None => literal.push_str("NULL"),
+            // In brackets, because two minus signs would begin a comment.
+            Some(number) if param.get().starts_with(|c: char| c == '-' || c.is_ascii_digit()) => {
+                literal = format!("({number})");
+            }
+            Some(text) => quote(&text, &mut literal),
         }
         literals.push(literal);
     }
@@ -232,7 +234,7 @@ fn texts(messages: &[SimpleQueryMessage]) -> std::result::Result<Vec<u8>, Fault>
     let mut rows = Vec::new();
     for message in messages {
         if let SimpleQueryMessage::Row(row) = message {
-            rows.push((0..row.len()).map(|i| row.get(i).map_or(Json::Null, Json::from)).collect::<Vec<_>>());
+            rows.push((0..row.len()).map(|i| row.get(i)).collect::<Vec<_>>());
         }
     }
     serde_json::to_vec(&rows)
@@ -271,7 +273,7 @@ impl OutputBinding for PgBinding {
         let sql = req.metadata.get_non_empty("sql").ok_or_else(|| Error::invalid("required metadata not set: sql"))?;
         let params = match req.metadata.get_non_empty("params") {
             None => Vec::new(),
-            Some(text) => serde_json::from_str::<Vec<Json>>(text)
+            Some(text) => serde_json::from_str::<Vec<&RawValue>>(text)
                 .map_err(|_| Error::invalid("invalid metadata property params: it must be a JSON array"))?,
         };
         let (started, clock) = (Timestamp::now(), Instant::now());
@@ -299,19 +301,15 @@ impl OutputBinding for PgBinding {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
     fn parameters_become_literals() {
-        let sql = inline(
-            "UPDATE t SET a = $1, b = -$2, c = $3, d = $4",
-            &[json!("o'b"), json!(-9007199254740993_i64), json!(null), json!({"a": 1})],
-        );
+        let params: Vec<&RawValue> = serde_json::from_str(r#"["o'b", -9007199254740993.10, null, {"a": 1}]"#).unwrap();
+        let sql = inline("UPDATE t SET a = $1, b = -$2, c = $3, d = $4", &params);
         assert_eq!(
             sql.unwrap(),
-            "UPDATE t SET a =  'o''b' , b = - (-9007199254740993) , c =  NULL , d =  '{\"a\":1}' "
+            "UPDATE t SET a =  'o''b' , b = - (-9007199254740993.10) , c =  NULL , d =  '{\"a\": 1}' "
         );
     }
 

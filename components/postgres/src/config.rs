@@ -475,11 +475,10 @@ pub(crate) fn is_table(name: &str) -> bool {
 
 /// The name without its schema, unquoted: what names of indices are made of.
 pub(crate) fn bare(table: &str) -> &str {
-    let last = match table.strip_suffix('"') {
+    match table.strip_suffix('"') {
         Some(open) => open.rsplit_once('"').map_or(open, |(_, name)| name),
         None => table.rsplit_once('.').map_or(table, |(_, name)| name),
-    };
-    last
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::{SignedDuration, Timestamp};
 use mecha_components_api::{Error, ErrorKind, Result};
-use serde_json::Value as Json;
+use serde_json::value::RawValue;
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Kind, Type};
 
@@ -128,7 +128,7 @@ fn text(raw: &[u8]) -> Option<String> {
 }
 
 fn quoted(text: &str) -> String {
-    Json::from(text).to_string()
+    serde_json::Value::from(text).to_string()
 }
 
 /// JSON has no infinities.
@@ -228,35 +228,38 @@ fn elements(inner: &Type, sizes: &[usize], rest: &mut &[u8], out: &mut String) -
     Some(())
 }
 
-/// A JSON value in the text form of the type `ty`; `None` is null.
-pub(crate) fn parameter(value: &Json, ty: &Type) -> Option<String> {
-    Some(match value {
-        Json::Null => return None,
-        // A text for a JSON column is a JSON string there.
-        Json::String(_) if matches!(*ty, Type::JSON | Type::JSONB) && !is_json(value) => value.to_string(),
-        Json::String(text) => text.clone(),
-        Json::Array(items) if matches!(ty.kind(), Kind::Array(_)) => array_text(items, ty),
-        other => other.to_string(),
+/// A JSON value in the text form of the type `ty`; `None` is null. Numbers keep every digit.
+pub(crate) fn parameter(value: &RawValue, ty: &Type) -> Option<String> {
+    let text = value.get();
+    let json = matches!(*ty, Type::JSON | Type::JSONB);
+    Some(match text.as_bytes().first() {
+        Some(b'n') => return None,
+        Some(b'"') => {
+            let inner: String = serde_json::from_str(text).unwrap_or_default();
+            // As in Dapr a text that is a JSON document already stays one; every other text is a
+            // JSON string in a JSON column.
+            if json && serde_json::from_str::<&RawValue>(&inner).is_err() { text.to_owned() } else { inner }
+        }
+        Some(b'[') if matches!(ty.kind(), Kind::Array(_)) => array_text(value, ty),
+        _ => text.to_owned(),
     })
 }
 
-/// As in Dapr a text that is a JSON document already stays one.
-fn is_json(value: &Json) -> bool {
-    value.as_str().is_some_and(|text| serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok())
-}
-
 /// `{a,"b c",NULL}`.
-fn array_text(items: &[Json], ty: &Type) -> String {
+fn array_text(value: &RawValue, ty: &Type) -> String {
     let inner = match ty.kind() {
         Kind::Array(inner) => inner.clone(),
         _ => Type::TEXT,
     };
-    let items = items.iter().map(|item| match item {
-        Json::Array(deeper) if !matches!(inner, Type::JSON | Type::JSONB) => array_text(deeper, ty),
-        _ => match parameter(item, &inner) {
+    let items: Vec<&RawValue> = serde_json::from_str(value.get()).unwrap_or_default();
+    let items = items.into_iter().map(|item| {
+        if item.get().starts_with('[') && !matches!(inner, Type::JSON | Type::JSONB) {
+            return array_text(item, ty);
+        }
+        match parameter(item, &inner) {
             None => "NULL".to_owned(),
             Some(text) => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
-        },
+        }
     });
     format!("{{{}}}", items.collect::<Vec<_>>().join(","))
 }
@@ -290,7 +293,6 @@ pub(crate) fn go_duration(d: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
 
@@ -312,14 +314,21 @@ mod tests {
 
     #[test]
     fn parameters_in_the_form_of_their_type() {
-        assert_eq!(parameter(&json!(12345678901234567_i64), &Type::INT8).unwrap(), "12345678901234567");
-        assert_eq!(parameter(&json!("a\"b"), &Type::TEXT).unwrap(), "a\"b");
-        assert_eq!(parameter(&json!("plain"), &Type::JSONB).unwrap(), "\"plain\"");
-        assert_eq!(parameter(&json!("{\"a\":1}"), &Type::JSONB).unwrap(), "{\"a\":1}");
-        assert_eq!(parameter(&json!({"a": 1}), &Type::JSON).unwrap(), "{\"a\":1}");
-        assert_eq!(parameter(&json!(["a b", "q\"", null]), &Type::TEXT_ARRAY).unwrap(), r#"{"a b","q\"",NULL}"#);
-        assert_eq!(parameter(&json!([[1, 2], [3, 4]]), &Type::INT4_ARRAY).unwrap(), r#"{{"1","2"},{"3","4"}}"#);
-        assert_eq!(parameter(&json!(null), &Type::TEXT), None);
+        let text = |json: &str, ty: &Type| parameter(serde_json::from_str(json).unwrap(), ty);
+        for (json, ty, wanted) in [
+            ("123456789012345678901234567890.10", Type::NUMERIC, "123456789012345678901234567890.10"),
+            (r#""a\"b""#, Type::TEXT, r#"a"b"#),
+            (r#""plain""#, Type::JSONB, r#""plain""#),
+            (r#""{\"a\":1}""#, Type::JSONB, r#"{"a":1}"#),
+            (r#"{"a": 2.50}"#, Type::JSON, r#"{"a": 2.50}"#),
+            (r#"["a b", "q\"", null]"#, Type::TEXT_ARRAY, r#"{"a b","q\"",NULL}"#),
+            ("[[1, 2], [3, 4]]", Type::INT4_ARRAY, r#"{{"1","2"},{"3","4"}}"#),
+            ("[1, 2]", Type::JSONB, "[1, 2]"),
+            ("true", Type::BOOL, "true"),
+        ] {
+            assert_eq!(text(json, &ty).as_deref(), Some(wanted), "{json}");
+        }
+        assert_eq!(text("null", &Type::TEXT), None);
     }
 
     proptest! {

@@ -283,6 +283,11 @@ impl RedisState {
     }
 
     async fn write(&self, what: &'static str, write: Write<'_>) -> Result<()> {
+        if !write.set && write.version.is_empty() && !write.strong {
+            let mut cmd = redis::cmd("DEL");
+            cmd.arg(write.key);
+            return self.client.call(self.client.repeatable_write(what), &cmd).await.map(drop);
+        }
         match self.apply(what, write.key, write.run(), write.strong).await? {
             1 => Ok(()),
             _ => Err(mismatch()),

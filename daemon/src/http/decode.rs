@@ -18,6 +18,10 @@ use super::path;
 /// hold a place for ever.
 const BODY_READ_LIMIT: Duration = Duration::from_secs(60);
 
+/// How much of a refused body is read away at most, and for how long.
+const DISCARD_BYTES: usize = 64 << 20;
+const DISCARD_TIME: Duration = Duration::from_secs(2);
+
 /// Reads a whole body, `limit` bytes at most.
 pub(super) async fn whole<B>(body: B, limit: u64) -> Result<Bytes, ApiError>
 where
@@ -25,6 +29,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     if body.size_hint().lower() > limit {
+        discard(body).await;
         return Err(ApiError::too_large(limit));
     }
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -40,6 +45,26 @@ where
             Err(ApiError::new(Code::BodyRead, ErrorKind::InvalidArgument, format!("failed to read request body: {e}")))
         }
     }
+}
+
+/// Reads a refused body away, within limits. A client that still writes when the connection closes
+/// gets a broken pipe instead of the answer that says why.
+pub(super) async fn discard<B>(body: B)
+where
+    B: http_body::Body<Data = Bytes>,
+{
+    let read = async {
+        let mut body = std::pin::pin!(body);
+        let mut left = DISCARD_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Late or too much: the client learns it from the closed connection.
+    let _ = tokio::time::timeout(DISCARD_TIME, read).await;
 }
 
 /// Request metadata of the query: `metadata.<k>=<v>`, the first value wins.

@@ -8,6 +8,8 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use mecha_core::ApiError;
 use mecha_core::app::{Body, BodyError};
 
+use super::decode::discard;
+
 /// Tells, once a call has failed, whether its body was the reason.
 #[derive(Debug)]
 pub(super) struct Overflow {
@@ -30,13 +32,14 @@ impl Overflow {
 ///
 /// # Errors
 /// It says beforehand that it is longer.
-pub(super) fn streamed<B>(body: B, limit: u64) -> Result<(Body, Overflow), ApiError>
+pub(super) async fn streamed<B>(body: B, limit: u64) -> Result<(Body, Overflow), ApiError>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BodyError>,
 {
     let hint = body.size_hint();
     if hint.lower() > limit {
+        discard(body).await;
         return Err(ApiError::too_large(limit));
     }
     if hint.exact().is_some() {
@@ -64,10 +67,10 @@ mod tests {
         ApiError::malformed("other")
     }
 
-    #[test]
-    fn an_announced_length_decides_at_once() {
-        assert!(streamed(Full::new(Bytes::from_static(b"12345")), 4).is_err());
-        let (_, overflow) = streamed(Full::new(Bytes::from_static(b"1234")), 4).unwrap();
+    #[tokio::test]
+    async fn an_announced_length_decides_at_once() {
+        assert!(streamed(Full::new(Bytes::from_static(b"12345")), 4).await.is_err());
+        let (_, overflow) = streamed(Full::new(Bytes::from_static(b"1234")), 4).await.unwrap();
         assert_eq!(overflow.or(other()).message(), "other");
     }
 
@@ -77,10 +80,10 @@ mod tests {
             let chunk = || Ok::<_, BodyError>(http_body::Frame::data(Bytes::from_static(b"12")));
             StreamBody::new(futures_util::stream::iter((0..count).map(move |_| chunk())))
         };
-        let (body, overflow) = streamed(chunks(2), 4).unwrap();
+        let (body, overflow) = streamed(chunks(2), 4).await.unwrap();
         assert_eq!(body.collect().await.unwrap().to_bytes(), "1212");
         assert_eq!(overflow.or(other()).message(), "other");
-        let (body, overflow) = streamed(chunks(3), 4).unwrap();
+        let (body, overflow) = streamed(chunks(3), 4).await.unwrap();
         assert!(body.collect().await.is_err());
         assert_ne!(overflow.or(other()).message(), "other");
     }

@@ -18,6 +18,7 @@ mod pubsub;
 mod respond;
 mod routes;
 mod secrets;
+mod spans;
 mod state;
 
 use std::borrow::Cow;
@@ -29,12 +30,10 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, USER_AGENT};
 use http::{Method, Request, StatusCode, Uri};
 use http_body::Body as _;
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use mecha_core::app::Body;
 use mecha_core::invoke::Target;
 use mecha_core::metrics::HttpExchange;
-use mecha_core::trace::{Mode, attribute};
+use mecha_core::trace::Mode;
 use mecha_core::{ApiError, Core, Cx, Front};
 use tokio::sync::Semaphore;
 
@@ -180,16 +179,7 @@ impl HttpApi {
             Err(reason) => return respond::text(StatusCode::BAD_REQUEST, reason),
         };
         if started.span.is_recording() {
-            started.span.set(attribute::DAPR_PROTOCOL, "http");
-            started.span.set(attribute::DAPR_API, format!("{} {}", call.method, call.path));
-            started.span.set(attribute::HTTP_REQUEST_METHOD, call.method.to_string());
-            for (name, value) in &call.headers {
-                if attribute::is_header(name.as_str())
-                    && let Ok(value) = value.to_str()
-                {
-                    started.span.set(name.as_str().to_owned(), value.to_owned());
-                }
-            }
+            spans::describe(&mut started.span, &call, found);
         }
         let mut res = self.dispatch(&started.cx, call, found).await;
         started.span.http_status(res.status().as_u16());
@@ -234,7 +224,7 @@ impl HttpApi {
 
     async fn invoke(&self, cx: &Cx, mut call: Call<'_>) -> Result<Answer, ApiError> {
         let target = Target::find(call.path, &mut call.headers)?;
-        let (body, overflow) = limit::streamed(call.body, self.options.max_body)?;
+        let (body, overflow) = limit::streamed(call.body, self.options.max_body).await?;
         let mut req = Request::new(body);
         *req.method_mut() = call.method;
         // Only its query counts: the target has the method.

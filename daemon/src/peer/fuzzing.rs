@@ -27,9 +27,12 @@ pub fn response(bytes: Bytes) -> Option<(Option<i32>, HeaderMap, Bytes)> {
     wire::read_response(bytes).ok().map(|r| (r.code, r.headers, r.data))
 }
 
-/// The number and the data of one part of a stream.
+/// A part of a stream: its head, and the number and data of its payload.
+pub type Part = (Option<Bytes>, Option<(u64, Bytes)>);
+
+/// One part of a stream.
 #[must_use]
-pub fn part(bytes: Bytes) -> Option<(Option<Bytes>, Option<(u64, Bytes)>)> {
+pub fn part(bytes: Bytes) -> Option<Part> {
     wire::read_stream(bytes).ok().map(|(head, payload)| (head, payload.map(|p| (p.seq, p.data))))
 }
 

@@ -12,6 +12,7 @@ mod framing;
 pub mod fuzzing;
 mod pool;
 mod server;
+mod spans;
 pub(crate) mod status;
 mod wire;
 

@@ -12,12 +12,13 @@ use mecha_core::app::{Body, BodyError};
 use mecha_core::invoke::{
     Call, Caller, GrpcAnswer, Head, Invoke, PeerIdentity, TransportError, Verb, full, grpc_code, headers,
 };
+use mecha_core::trace::Tracer;
 use tokio::time::timeout;
 
 use super::chunks::{Decoder, Encoder, Ending, RequestBody, malformed};
 use super::client::collect;
 use super::framing::{PREFIX, put_prefix};
-use super::{CALL_LOCAL, CALL_LOCAL_STREAM, SERVICE, status, wire};
+use super::{CALL_LOCAL, CALL_LOCAL_STREAM, SERVICE, spans, status, wire};
 use crate::proxy::{GrpcProxy, Side};
 
 /// A peer that opens a call says within this time what it wants.
@@ -30,6 +31,7 @@ const BODY_PROBE: Duration = Duration::from_millis(200);
 pub struct PeerServer {
     invoke: Arc<Invoke>,
     proxy: Option<Arc<GrpcProxy>>,
+    tracer: Tracer,
     max_message: usize,
 }
 
@@ -46,7 +48,14 @@ impl PeerServer {
     /// Serves `invoke`; unknown services go to `proxy`.
     #[must_use]
     pub fn new(invoke: Arc<Invoke>, proxy: Option<Arc<GrpcProxy>>, max_message: usize) -> Self {
-        Self { invoke, proxy, max_message }
+        Self { invoke, proxy, tracer: Tracer::off(), max_message }
+    }
+
+    /// With spans for the calls of peers; without, trace headers go on as they came.
+    #[must_use]
+    pub fn with_tracer(mut self, tracer: Tracer) -> Self {
+        self.tracer = tracer;
+        self
     }
 
     /// Answers one request of the peer port. Always an answer: failures are gRPC statuses.
@@ -133,13 +142,20 @@ impl PeerServer {
     }
 
     async fn answer(&self, connected: &Connected, head: Head, body: Body) -> Result<Response<Body>, TransportError> {
-        let caller = Caller { identity: connected.identity.as_ref(), from: connected.from };
-        let mut answer = self.invoke.inbound(caller, Call { head, body }).await?;
+        let mut answer = self.inbound(connected, Call { head, body }).await?;
         let grpc = answer.extensions_mut().remove::<GrpcAnswer>();
         let (parts, body) = answer.into_parts();
         let mut encoded = BytesMut::new();
         wire::put_response(&mut encoded, parts.status, &parts.headers, grpc.as_ref(), &[], true);
         Ok(grpc_response(Encoder::new(encoded, body, Ending::Answer).boxed_unsync()))
+    }
+
+    async fn inbound(&self, connected: &Connected, mut call: Call) -> Result<Response<Body>, TransportError> {
+        let caller = Caller { identity: connected.identity.as_ref(), from: connected.from };
+        let span = spans::start(&self.tracer, &self.invoke.identity().app_id, &mut call.head);
+        let outcome = self.invoke.inbound(caller, call).await;
+        spans::finish(span, &outcome);
+        outcome
     }
 
     async fn call_local<B>(&self, connected: &Connected, req: Request<B>) -> Result<Response<Body>, TransportError>
@@ -155,8 +171,7 @@ impl PeerServer {
         let raw = raw.ok_or_else(leading)??;
         let (mut head, data) = wire::read_request(raw).map_err(malformed)?;
         wire::copy_trace(&parts.headers, &mut head.headers);
-        let caller = Caller { identity: connected.identity.as_ref(), from: connected.from };
-        let mut answer = self.invoke.inbound(caller, Call { head, body: full(data) }).await?;
+        let mut answer = self.inbound(connected, Call { head, body: full(data) }).await?;
         let grpc = answer.extensions_mut().remove::<GrpcAnswer>();
         let (parts, body) = answer.into_parts();
         let data = collect(body, self.max_message).await?;

@@ -46,6 +46,7 @@ impl std::fmt::Debug for TestApp {
 }
 
 impl TestApp {
+    #[allow(clippy::new_ret_no_self, reason = "shared from the start, as every test needs it")]
     pub(crate) fn new(
         protocol: AppProtocol,
         handler: impl Fn(Request<Body>) -> Result<Response<Body>, AppError> + Send + Sync + 'static,

@@ -190,7 +190,8 @@ impl Runtime {
             own_app(app_target.as_ref(), &gate, &outgoing)?,
             telemetry.tracer().mode() == Mode::Off,
         ));
-        let peers = Arc::new(PeerServer::new(invoke.clone(), Some(proxy.clone()), max_body));
+        let peers = PeerServer::new(invoke.clone(), Some(proxy.clone()), max_body);
+        let peers = Arc::new(peers.with_tracer(telemetry.tracer().clone()));
         let http = Arc::new(HttpApi::new(
             core.clone(),
             HttpOptions {

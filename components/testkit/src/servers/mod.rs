@@ -8,7 +8,7 @@ mod process;
 mod redis;
 
 pub use postgres::{Postgres, PostgresOptions};
-pub use process::Process;
+pub use process::{Process, free_port};
 pub use redis::{Redis, RedisOptions};
 
 /// Whether a program is on the path.

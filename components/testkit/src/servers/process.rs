@@ -111,6 +111,7 @@ pub(crate) fn wait_for(within: Duration, mut condition: impl FnMut() -> bool) ->
 }
 
 /// A port nobody listens on now. Somebody may take it before its use, so starts are tried again.
-pub(crate) fn free_port() -> u16 {
+#[must_use]
+pub fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).map_or(0, |a| a.port())
 }
