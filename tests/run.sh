@@ -43,7 +43,7 @@ readonly STAGES=(
   "example|the shop of the README runs and ends by itself"
 )
 # Stages that start binaries of this checkout.
-readonly NEED_BUILD=" arrows codegen docs conformance black-box sdks example "
+readonly NEED_BUILD=" arrows codegen docs fuzz conformance black-box sdks example "
 
 # ---- Stages ----
 

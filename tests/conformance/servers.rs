@@ -1,15 +1,29 @@
 //! The servers that entries name as `{server:NAME}`: one of each for all entries, started
 //! when the first one needs it.
 
-use mecha_testkit::servers::Redis;
+use mecha_testkit::servers::{Postgres, Redis};
 use parking_lot::Mutex;
 
 static REDIS: Mutex<Option<Redis>> = Mutex::new(None);
+static POSTGRES: Mutex<Option<Postgres>> = Mutex::new(None);
+
+/// The table of settings and a trigger that announces changes, as the documentation has them.
+const SETTINGS: &str =
+    "CREATE TABLE settings (key varchar PRIMARY KEY, value varchar NOT NULL, version varchar NOT NULL, metadata json);
+CREATE FUNCTION announce() RETURNS trigger AS $$
+DECLARE data json;
+BEGIN
+  IF TG_OP = 'DELETE' THEN data = row_to_json(OLD); ELSE data = row_to_json(NEW); END IF;
+  PERFORM pg_notify('settings', json_build_object('table', TG_TABLE_NAME, 'action', TG_OP, 'data', data)::text);
+  RETURN NULL;
+END; $$ LANGUAGE plpgsql;
+CREATE TRIGGER changes AFTER INSERT OR UPDATE OR DELETE ON settings FOR EACH ROW EXECUTE PROCEDURE announce()";
 
 /// What is missing for a server of this name, with what to do about it.
 pub(crate) fn missing(name: &str) -> Option<String> {
     match name {
         "redis" => Redis::missing().map(|install| format!("redis-server is not installed ({install})")),
+        "postgres" => Postgres::missing().map(|install| format!("postgresql is not installed ({install})")),
         _ => panic!("conformance/manifest.toml names the unknown server '{name}'"),
     }
 }
@@ -24,6 +38,13 @@ pub(crate) fn address(name: &str) -> String {
             }
             redis.as_ref().map(Redis::address).unwrap_or_default()
         }
+        "postgres" => {
+            let mut postgres = POSTGRES.lock();
+            if postgres.is_none() {
+                *postgres = Postgres::start().inspect(|server| drop(server.sql(SETTINGS)));
+            }
+            postgres.as_ref().map(Postgres::url).unwrap_or_default()
+        }
         _ => panic!("conformance/manifest.toml names the unknown server '{name}'"),
     }
 }
@@ -31,6 +52,13 @@ pub(crate) fn address(name: &str) -> String {
 /// Writes a configuration item the way users of this server do.
 pub(crate) fn put_setting(server: &str, key: &str, value: &str, version: &str) -> Result<(), String> {
     match server {
+        "postgres" => postgres_runs(&format!(
+            "INSERT INTO settings (key, value, version) VALUES ({key}, {value}, {version}) ON CONFLICT (key) DO UPDATE \
+             SET value = {value}, version = {version}",
+            key = literal(key),
+            value = literal(value),
+            version = literal(version)
+        )),
         "redis" => redis_says(&["SET", key, &format!("{value}||{version}")], "OK"),
         _ => Err(format!("nobody knows how to write configuration to '{server}'")),
     }
@@ -39,6 +67,7 @@ pub(crate) fn put_setting(server: &str, key: &str, value: &str, version: &str) -
 /// Removes a configuration item.
 pub(crate) fn remove_setting(server: &str, key: &str) -> Result<(), String> {
     match server {
+        "postgres" => postgres_runs(&format!("DELETE FROM settings WHERE key = {}", literal(key))),
         "redis" => redis_says(&["DEL", key], "1"),
         _ => Err(format!("nobody knows how to remove configuration from '{server}'")),
     }
@@ -51,7 +80,18 @@ fn redis_says(command: &[&str], wanted: &str) -> Result<(), String> {
     if said == wanted { Ok(()) } else { Err(format!("{command:?}: '{said}'")) }
 }
 
+fn postgres_runs(sql: &str) -> Result<(), String> {
+    let postgres = POSTGRES.lock();
+    postgres.as_ref().ok_or("the server was not started")?.sql(sql);
+    Ok(())
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
 /// Ends what was started.
 pub(crate) fn stop() {
     drop(REDIS.lock().take());
+    drop(POSTGRES.lock().take());
 }

@@ -15,6 +15,9 @@ use crate::grpc::{self, Grpc};
 use crate::http::{Http, Reply};
 use crate::wait::{DEADLINE, wait_until};
 
+/// Ends the start, once everything before it is told.
+const INITIALIZED: &str = "dapr initialized. Status: Running.";
+
 /// Signals a test may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -47,6 +50,8 @@ pub struct Sidecar {
     child: Child,
     setup: Setup,
     logs: Logs,
+    /// Length of the log when the process started.
+    began: usize,
 }
 
 /// What it takes to start it, again if need be.
@@ -239,6 +244,7 @@ impl Sidecar {
 
     /// Starts it again, and waits for nothing.
     pub fn spawn_again(&mut self) {
+        self.began = self.logs.text().len();
         self.child = spawn(&self.setup, &self.logs);
     }
 
@@ -247,9 +253,14 @@ impl Sidecar {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits until `/v1.0/healthz` says that everything is ready.
+    /// Waits until `/v1.0/healthz` says that everything is ready, and until the log does, so that all
+    /// lines of the start are there.
     pub async fn ready(&mut self) {
         self.healthy("/v1.0/healthz").await;
+        if self.setup.tells() {
+            let told = || async { self.log()[self.began..].contains(INITIALIZED) };
+            wait_until(DEADLINE, "the line that ends the start", told).await;
+        }
     }
 
     /// Waits until the app may use it.
@@ -299,6 +310,12 @@ impl Drop for Sidecar {
 }
 
 impl Setup {
+    /// Whether the line that ends the start can be seen.
+    fn tells(&self) -> bool {
+        let quiet = |pair: &[String]| pair[0] == "--log-level" && !matches!(pair[1].as_str(), "info" | "debug");
+        !self.args.iter().any(|arg| arg == "--log-file") && !self.args.windows(2).any(quiet)
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(crate::binary::mechad());
         command

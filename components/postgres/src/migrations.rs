@@ -38,7 +38,8 @@ pub(crate) struct Layout<'a> {
 /// Makes the tables of `layout` unless they are there. A user without the right to create
 /// anything is enough when they are.
 pub(crate) async fn migrate(client: &Client, layout: &Layout<'_>) -> Result<()> {
-    let deadline = Instant::now() + client.timeout().max(LOCK_LIMIT);
+    let started = Instant::now();
+    let deadline = started + client.timeout().max(LOCK_LIMIT);
     let mut pause = RACE_PAUSE;
     loop {
         let fault = match timeout_at(deadline, attempt(client, layout, deadline)).await {
@@ -52,7 +53,7 @@ pub(crate) async fn migrate(client: &Client, layout: &Layout<'_>) -> Result<()> 
         };
         client.cure(fault.remedy);
         // Whoever is not reachable now is the caller's problem: it tries again later.
-        if fault.done != Done::Nothing || Instant::now() + pause >= deadline {
+        if fault.done != Done::Nothing || started.elapsed() + pause >= client.timeout() {
             return Err(fault.into_error("cannot set up the tables"));
         }
         sleep(jitter(pause)).await;
@@ -61,7 +62,6 @@ pub(crate) async fn migrate(client: &Client, layout: &Layout<'_>) -> Result<()> 
 }
 
 async fn attempt(client: &Client, layout: &Layout<'_>, deadline: Instant) -> std::result::Result<(), Fault> {
-    // Fault::no_connection is for pools; here nobody else uses it yet.
     let connect_by = deadline.min(Instant::now() + client.timeout());
     let mut lease = client.lease(connect_by).await?;
     let db = lease.get()?;

@@ -1,6 +1,7 @@
 //! `state.redis`: a hash per key with the fields `data`, `version` (the ETag) and, after a
 //! first-write, `first-write`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use serde_json::value::RawValue;
 
 use crate::client::{Client, Op, Outcome};
 use crate::config::{Block, RedisConfig, redis_fields};
-use crate::error::{Fault, is};
+use crate::error::{Fault, is, is_unknown_command};
 use crate::keyspace;
 use crate::script::{Run, Script, forgotten, script};
 
@@ -265,15 +266,37 @@ impl RedisState {
         Ok(Some(Item { value, etag, expires: self.expires(life), content_type: None }))
     }
 
-    /// A key that is no hash: text that something else wrote. It has no version.
+    /// A key that is no hash: text that something else wrote, without a version, or a document
+    /// that the incumbent wrote with the JSON module.
     async fn plain(&self, op: Op, key: &str) -> Result<Option<Item>> {
         let mut pipeline = Pipeline::with_capacity(2);
         pipeline.cmd("GET").arg(key).cmd("PTTL").arg(key);
         let outcomes = self.client.pipeline(op, &mut pipeline).await.map_err(|f| self.client.error(op, f))?;
         let mut outcomes = outcomes.into_iter();
-        let Some(value) = bytes(self.taken(op, outcomes.next())?) else { return Ok(None) };
+        let (value, etag) = match outcomes.next() {
+            Some(Err(e)) if is(&e, "WRONGTYPE") => match self.document(op, key).await? {
+                Some((value, version)) => (value, version),
+                None => return Err(self.client.error(op, Fault::Sent(e))),
+            },
+            text => match bytes(self.taken(op, text)?) {
+                Some(value) => (value, None),
+                None => return Ok(None),
+            },
+        };
         let life = number(op.what, &self.taken(op, outcomes.next())?)?;
-        Ok(Some(Item { value, etag: None, expires: self.expires(life), content_type: None }))
+        Ok(Some(Item { value, etag, expires: self.expires(life), content_type: None }))
+    }
+
+    /// Value and version of a document of the JSON module; `None` when it is none.
+    async fn document(&self, op: Op, key: &str) -> Result<Option<(Bytes, Option<String>)>> {
+        let mut cmd = redis::cmd("JSON.GET");
+        cmd.arg(key);
+        match self.client.try_call(op, &cmd).await {
+            Ok(Value::BulkString(text)) => Ok(read_document(&text)),
+            Ok(_) => Ok(None),
+            Err(Fault::Sent(e)) if is(&e, "WRONGTYPE") || is_unknown_command(&e) => Ok(None),
+            Err(fault) => Err(self.client.error(op, fault)),
+        }
     }
 
     /// The time of expiry, from the milliseconds that are left; negative is never.
@@ -398,6 +421,13 @@ impl ListKeys for RedisState {
     }
 }
 
+/// The members `data`, as it stands there, and `version`.
+fn read_document(text: &[u8]) -> Option<(Bytes, Option<String>)> {
+    let members: BTreeMap<&str, &RawValue> = serde_json::from_slice(text).ok()?;
+    let data = Bytes::copy_from_slice(members.get("data")?.get().as_bytes());
+    Some((data, members.get("version").map(|v| v.get().to_owned())))
+}
+
 /// Asks for value, version and the time that is left.
 fn ask(pipeline: &mut Pipeline, key: &str) {
     pipeline.cmd("HMGET").arg(key).arg("data").arg("version").cmd("PTTL").arg(key);
@@ -470,6 +500,16 @@ mod tests {
         assert_eq!(version("+07").as_deref(), Some("7"));
         for bad in ["", "x", "1.0", "0x1", "1 ", "99999999999999999999"] {
             assert_eq!(version(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn documents_of_the_json_module_are_read() {
+        let (data, version) = read_document(br#"{"data":{"b":9007199254740993,"a":0.10},"version":7}"#).unwrap();
+        assert_eq!((&data[..], version.as_deref()), (&br#"{"b":9007199254740993,"a":0.10}"#[..], Some("7")));
+        assert_eq!(read_document(br#"{"data":1}"#).unwrap(), (Bytes::from_static(b"1"), None));
+        for other in [&b"[]"[..], b"{}", b"1", b"{\"data\":", b""] {
+            assert_eq!(read_document(other), None);
         }
     }
 

@@ -27,13 +27,11 @@ pub fn response(bytes: Bytes) -> Option<(Option<i32>, HeaderMap, Bytes)> {
     wire::read_response(bytes).ok().map(|r| (r.code, r.headers, r.data))
 }
 
-/// A part of a stream: its head, and the number and data of its payload.
-pub type Part = (Option<Bytes>, Option<(u64, Bytes)>);
-
-/// One part of a stream.
+/// The number and the data of one part of a stream; a part without payload is number 0.
 #[must_use]
-pub fn part(bytes: Bytes) -> Option<Part> {
-    wire::read_stream(bytes).ok().map(|(head, payload)| (head, payload.map(|p| (p.seq, p.data))))
+pub fn part(bytes: Bytes) -> Option<(u64, Bytes)> {
+    let (_, payload) = wire::read_stream(bytes).ok()?;
+    Some(payload.map(|p| (p.seq, p.data)).unwrap_or_default())
 }
 
 /// How many details a status has.

@@ -83,7 +83,10 @@ impl Daemon {
         if let Some(app) = around.app {
             builder = builder.app(app);
         }
-        let sidecar = builder.start().await;
+        // The harness waits in ways of which the compiler cannot see that they are `Send`.
+        let here = tokio::runtime::Handle::current();
+        let started = tokio::task::spawn_blocking(move || here.block_on(builder.start())).await;
+        let sidecar = started.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
         let (http, grpc) = (sidecar.http(), sidecar.grpc().await);
         let front = match wire {
             Wire::Http => Front::Http(http.clone()),

@@ -142,7 +142,7 @@ impl SidecarBuilder {
         let setup = self.setup();
         let logs = Logs::default();
         let child = spawn(&setup, &logs);
-        Sidecar { child, setup, logs }
+        Sidecar { child, setup, logs, began: 0 }
     }
 
     fn setup(self) -> Setup {

@@ -274,37 +274,37 @@ async fn more_callers_than_connections_all_get_their_turn() {
     }
 }
 
+/// A session that does nothing.
+async fn occupy(server: &Postgres) -> TcpStream {
+    let body = b"\0\x03\0\0user\0postgres\0database\0postgres\0\0";
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let mut socket = TcpStream::connect(("127.0.0.1", server.port())).await.unwrap();
+        socket.write_u32(body.len() as u32 + 4).await.unwrap();
+        socket.write_all(body).await.unwrap();
+        if socket.read_u8().await.is_ok_and(|kind| kind == b'R') {
+            return socket;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("no session is to be had");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_a_free_connection_is_an_error_in_time() {
     let Some(server) = PostgresOptions::new().set("max_connections", "5").start() else { return };
-    let first = store(&server, "v2", &[("maxConns", "5"), ("timeout", "1s")]).await;
-    // Others take all of them.
-    let server = Arc::new(server);
-    let sleepers: Vec<_> = (0..5)
-        .map(|_| {
-            let server = Arc::clone(&server);
-            std::thread::spawn(move || std::panic::catch_unwind(|| server.sql("SELECT pg_sleep(4)")))
-        })
-        .collect();
+    let store = store(&server, "v2", &[("timeout", "1s")]).await;
     let md = Metadata::new();
-    let mut refused = false;
-    let deadline = Instant::now() + PATIENCE;
-    while !refused && Instant::now() < deadline {
-        let url = server.url();
-        let started = Instant::now();
-        if let Err(e) = open("v2", &[("url", &url), ("timeout", "1s"), ("tablePrefix", "x_")]).await {
-            // Setting up tables waits longer than one operation.
-            assert!(started.elapsed() < Duration::from_secs(70));
-            assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
-            refused = true;
-        } else {
-            break;
-        }
-    }
-    for sleeper in sleepers {
-        let _ = sleeper.join().unwrap();
-    }
-    until("it works again", async || first.set(put(&md, "k", "1")).await.is_ok()).await;
+    let mut others = vec![occupy(&server).await, occupy(&server).await, occupy(&server).await];
+    server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mechad'");
+    others.extend([occupy(&server).await, occupy(&server).await]);
+    let started = Instant::now();
+    let e = store.set(put(&md, "k", "1")).await.unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(1) + GRACE, "{:?}", started.elapsed());
+    assert_eq!(e.kind(), ErrorKind::Unavailable);
+    assert!(e.to_string().contains("no connection to spare"), "{e}");
+    drop(others);
+    until("it works again", async || store.set(put(&md, "k", "1")).await.is_ok()).await;
 }
 
 /// What a demoted primary says; it is told again once it takes writes.

@@ -199,11 +199,11 @@ impl Redis {
     /// Runs a command with redis-cli and gives its raw output.
     ///
     /// # Panics
-    /// When the server cannot be asked.
+    /// When the server cannot be asked or answers with an error.
     #[track_caller]
     pub fn command(&self, args: &[&str]) -> String {
         let mut cli = Command::new("redis-cli");
-        cli.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]).args(args);
+        cli.args(["-e", "-h", "127.0.0.1", "-p", &self.port.to_string()]).args(args);
         if let Some(password) = &self.options.password {
             cli.env("REDISCLI_AUTH", password);
         }
