@@ -21,6 +21,8 @@ use crate::process;
 
 /// Latencies above this are counted as this much.
 const LONGEST: Duration = Duration::from_secs(60);
+/// Time for the answers that are due when a run ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(10);
 /// Requests on one HTTP/2 connection at the same time.
 const STREAMS_PER_CONNECTION: usize = 16;
 
@@ -161,10 +163,11 @@ async fn drive(shot: &Shot, load: Load, watched: &[u32]) -> io::Result<Outcome> 
     let elapsed = began.elapsed();
     let in_time = lock(&tally).good;
     let _ = clock.await;
+    // A request without an answer counts as an error after this time, not as for ever.
+    let deadline = tokio::time::Instant::now() + LAST_ANSWERS;
     for task in tasks {
-        // A request without an answer counts as an error after this time, not as for ever.
-        if tokio::time::timeout(Duration::from_secs(10), task).await.is_err() {
-            lock(&tally).add(Instant::now(), Instant::now(), Err("no answer within 10 s after the run".to_owned()));
+        if tokio::time::timeout_at(deadline, task).await.is_err() {
+            lock(&tally).add(Instant::now(), Instant::now(), Err(format!("no answer within {LAST_ANSWERS:?}")));
         }
     }
     let mut tally = lock(&tally);

@@ -121,6 +121,8 @@ fn bench(args: &Args) -> io::Result<()> {
     if wanted(Part::Grpc) {
         results.contests.extend(scenario::invoke::grpc(&binaries, folder, effort)?);
     }
+    // What comes last may fail; what was measured before it is not lost.
+    write(&args.out, &results)?;
     if wanted(Part::Pubsub) {
         results.deliveries = scenario::pubsub::run(&binaries, folder, effort)?;
     }
@@ -129,17 +131,15 @@ fn bench(args: &Args) -> io::Result<()> {
     }
     results.finish();
     print!("{}", report::table(&results));
-    write(&args.out, &results)
+    write(&args.out, &results)?;
+    println!("\nwritten: {0}/latest.json and {0}/latest.svg", args.out.display());
+    Ok(())
 }
 
 fn write(folder: &Path, results: &Results) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    let json = folder.join("latest.json");
     let mut text = serde_json::to_string_pretty(results).map_err(io::Error::other)?;
     text.push('\n');
-    fs::write(&json, text)?;
-    let picture = folder.join("latest.svg");
-    fs::write(&picture, svg::draw(results))?;
-    println!("\nwritten: {} and {}", json.display(), picture.display());
-    Ok(())
+    fs::write(folder.join("latest.json"), text)?;
+    fs::write(folder.join("latest.svg"), svg::draw(results))
 }

@@ -1,5 +1,5 @@
 //! Figures of the broker on this machine's disk:
-//! `cargo run --release -p mecha-broker --example throughput [folder]`
+//! `cargo run --release -p mecha-broker --example broker_throughput [folder]`
 
 use std::error::Error;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! What the components cost beside the bare client, on one server, in one run.
 //!
-//! `cargo run --release -p mecha-redis --example throughput`
+//! `cargo run --release -p mecha-redis --example redis_throughput`
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

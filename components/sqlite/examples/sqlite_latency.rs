@@ -1,5 +1,5 @@
 //! Prints the memory of an open store and how long gets and sets take:
-//! `cargo run --release -p mecha-sqlite --example latency [FOLDER]`.
+//! `cargo run --release -p mecha-sqlite --example sqlite_latency [FOLDER]`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
