@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::config::{RedisConfig, Topology};
-use crate::connect::{self, Wire};
+use crate::connect::{self, Dialled, Wire};
 use crate::error::{Fault, Next};
 
 /// Pauses between two failed dials.
@@ -66,10 +66,11 @@ struct Dialling {
 
 /// A connection in use.
 struct Live {
-    wire: Wire,
+    connection: Dialled,
     born: Instant,
-    /// When the server last answered, in milliseconds since `born`.
-    answered: AtomicU64,
+    /// When the first call was sent that has no answer yet, nor any sent after it: in
+    /// milliseconds since `born`, counted from 1; 0 when nothing is open.
+    open_since: AtomicU64,
 }
 
 impl fmt::Debug for Client {
@@ -143,7 +144,7 @@ impl Client {
 
     /// A connection that nobody shares, for commands that block.
     pub(crate) async fn dedicated(&self) -> Result<Wire, Fault> {
-        self.dial_within(connect::dial(&self.config)).await
+        Ok(self.dial_within(connect::dial(&self.config)).await?.wire)
     }
 
     /// A connection for messages of channels.
@@ -207,11 +208,15 @@ impl Client {
 
     async fn once<R: Request>(&self, lane: &Lane, deadline: Instant, request: &R) -> Result<R::Reply, Fault> {
         let live = match lane.live.load_full() {
-            Some(live) => live,
+            Some(live) if !live.is_suspect(self.config.silence()) => live,
+            Some(suspect) => {
+                lane.discard(&suspect);
+                self.connect(lane, deadline).await?
+            }
             None => self.connect(lane, deadline).await?,
         };
-        let sent = live.age();
-        match timeout_at(deadline, request.send(live.wire.clone())).await {
+        live.sent();
+        match timeout_at(deadline, request.send(live.connection.wire.clone())).await {
             Ok(Ok(value)) => {
                 live.heard();
                 Ok(value)
@@ -224,14 +229,7 @@ impl Client {
                 }
                 Err(fault)
             }
-            Err(_) => {
-                // Silence since before this call was sent: the other side may be gone without
-                // a word. A cluster looks after its own connections.
-                if live.answered.load(Ordering::Relaxed) < sent && matches!(live.wire, Wire::Node(_)) {
-                    lane.discard(&live);
-                }
-                Err(Fault::Silent)
-            }
+            Err(_) => Err(Fault::Silent),
         }
     }
 
@@ -261,9 +259,9 @@ impl Client {
         }
         let until = deadline.min(Instant::now() + self.config.dial);
         match timeout_at(until, connect::dial(&self.config)).await {
-            Ok(Ok(wire)) => {
+            Ok(Ok(connection)) => {
                 *dialling = Dialling::default();
-                let live = Arc::new(Live { wire, born: Instant::now(), answered: AtomicU64::new(0) });
+                let live = Arc::new(Live { connection, born: Instant::now(), open_since: AtomicU64::new(0) });
                 lane.live.store(Some(Arc::clone(&live)));
                 if self.closed.is_cancelled() {
                     // Closed while it was dialled.
@@ -334,12 +332,33 @@ impl Dialling {
 }
 
 impl Live {
-    fn age(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+    /// The other side closed it, or has said nothing for so long although it was asked: it
+    /// may be gone without a word. A cluster looks after its own connections.
+    fn is_suspect(&self, silence: Duration) -> bool {
+        if self.connection.gone.load(Ordering::Acquire) {
+            return true;
+        }
+        let since = self.open_since.load(Ordering::Relaxed);
+        since != 0
+            && matches!(self.connection.wire, Wire::Node(_))
+            && self.age().saturating_sub(since) >= u64::try_from(silence.as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Notes that a call is sent. That its caller leaves does not change what it tells.
+    fn sent(&self) {
+        if self.open_since.load(Ordering::Relaxed) == 0 {
+            // Lost races are of the same millisecond.
+            self.open_since.store(self.age(), Ordering::Relaxed);
+        }
+    }
+
+    /// Answers come in order, so one of them says that all is well.
     fn heard(&self) {
-        self.answered.store(self.age(), Ordering::Relaxed);
+        self.open_since.store(0, Ordering::Relaxed);
+    }
+
+    fn age(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
     }
 }
 

@@ -7,6 +7,8 @@ use mecha_components_api::{ConfigErrors, Metadata, Secret, parse_go_duration};
 
 const DEFAULT_PORT: u16 = 6379;
 const MILLISECOND: Duration = Duration::from_millis(1);
+/// Lost connections are found within this time, whatever the timeouts are.
+const LONGEST_SILENCE: Duration = Duration::from_secs(15);
 /// What "no limit" means here: every wait ends.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -167,6 +169,11 @@ impl RedisConfig {
             read,
             write: limit(md, errors, "writeTimeout", read),
         }
+    }
+
+    /// A server that says nothing for so long, although it was asked, may be gone.
+    pub(crate) fn silence(&self) -> Duration {
+        self.read.min(self.write).min(LONGEST_SILENCE)
     }
 
     /// The address for messages.

@@ -1,21 +1,25 @@
 //! Dialling: a node, the primary that sentinels name, or a cluster; with or without TLS.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mecha_components_api::Secret;
-use redis::aio::{ConnectionLike, MultiplexedConnection, PubSub};
+use redis::aio::{ConnectionLike, MultiplexedConnection, PubSub, SendError};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo, Pipeline,
-    RedisConnectionInfo, RedisError, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
+    ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo, RedisError, RedisFuture, RedisResult, TlsCertificates,
+    TlsMode, Value,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::{Login, RedisConfig, Tls, Topology};
+use crate::error::{is, is_unknown_command};
 
 /// A silent connection is probed after this time…
 const PROBE_AFTER: Duration = Duration::from_secs(5);
@@ -63,33 +67,64 @@ impl ConnectionLike for Wire {
     }
 }
 
+/// A connection, and whether it ended.
+pub(crate) struct Dialled {
+    pub(crate) wire: Wire,
+    /// Set once the other side closed it; never for a cluster, which dials anew by itself.
+    pub(crate) gone: Arc<AtomicBool>,
+}
+
 /// Connects for calls. The caller bounds the wait. Boxed, so that the futures of calls,
 /// which dial seldom, stay small.
-pub(crate) fn dial(config: &RedisConfig) -> RedisFuture<'_, Wire> {
-    Box::pin(dial_inner(config))
+pub(crate) fn dial(config: &RedisConfig) -> RedisFuture<'_, Dialled> {
+    Box::pin(async {
+        if config.topology == Topology::Cluster {
+            return Ok(Dialled { wire: Wire::Cluster(cluster(config).await?), gone: Arc::default() });
+        }
+        // The third version of the protocol, because with it the client says when a
+        // connection ends: a call that follows is not sent into the void.
+        match dial_node(config, ProtocolVersion::RESP3).await {
+            Err(e) if speaks_no_resp3(&e) => dial_node(config, ProtocolVersion::RESP2).await,
+            outcome => outcome,
+        }
+    })
 }
 
 /// Connects for messages of channels. The caller bounds the wait.
 pub(crate) fn dial_channels(config: &RedisConfig) -> RedisFuture<'_, PubSub> {
-    Box::pin(async { client(config).await?.get_async_pubsub().await })
+    Box::pin(async { client(config, ProtocolVersion::RESP2).await?.get_async_pubsub().await })
 }
 
-async fn dial_inner(config: &RedisConfig) -> RedisResult<Wire> {
-    if config.topology == Topology::Cluster {
-        return cluster(config).await.map(Wire::Cluster);
-    }
+async fn dial_node(config: &RedisConfig, protocol: ProtocolVersion) -> RedisResult<Dialled> {
+    let gone = Arc::new(AtomicBool::new(false));
     // Deadlines are the caller's: one timer a call is enough.
-    let settings = AsyncConnectionConfig::new()
+    let mut settings = AsyncConnectionConfig::new()
         .set_connection_timeout(None)
         .set_response_timeout(None)
         .set_pipeline_buffer_size(QUEUE);
-    client(config).await?.get_multiplexed_async_connection_with_config(&settings).await.map(Wire::Node)
+    if protocol == ProtocolVersion::RESP3 {
+        let gone = Arc::clone(&gone);
+        settings = settings.set_push_sender(move |push: PushInfo| -> Result<(), SendError> {
+            if push.kind == PushKind::Disconnection {
+                gone.store(true, Ordering::Release);
+            }
+            Ok(())
+        });
+    }
+    let client = client(config, protocol).await?;
+    let wire = Wire::Node(client.get_multiplexed_async_connection_with_config(&settings).await?);
+    Ok(Dialled { wire, gone })
+}
+
+/// Servers before version 6, proxies, and users who may not call HELLO.
+fn speaks_no_resp3(e: &RedisError) -> bool {
+    e.kind() == ErrorKind::RESP3NotSupported || is(e, "NOPROTO") || is(e, "NOPERM") || is_unknown_command(e)
 }
 
 /// The one server, or the one that the sentinels name now.
-async fn client(config: &RedisConfig) -> RedisResult<Client> {
+async fn client(config: &RedisConfig, protocol: ProtocolVersion) -> RedisResult<Client> {
     if let Topology::Sentinel(name) = &config.topology {
-        return primary(config, name).await;
+        return primary(config, name, protocol).await;
     }
     let Some((host, port)) = config.hosts.first() else {
         return Err(RedisError::from((ErrorKind::InvalidClientConfig, "no address")));
@@ -97,17 +132,18 @@ async fn client(config: &RedisConfig) -> RedisResult<Client> {
     let info = address(config, host, *port)
         .into_connection_info()?
         .set_tcp_settings(tcp())
-        .set_redis_settings(settings(&config.login, config.db));
+        .set_redis_settings(settings(&config.login, config.db).set_protocol(protocol));
     match &config.tls {
         Some(tls) => Client::build_with_tls(info, certificates(tls)),
         None => Client::open(info),
     }
 }
 
-async fn primary(config: &RedisConfig, name: &str) -> RedisResult<Client> {
+async fn primary(config: &RedisConfig, name: &str, protocol: ProtocolVersion) -> RedisResult<Client> {
     let sentinels = config.hosts.iter().map(|(host, port)| address(config, host, *port));
     let mut builder = SentinelClientBuilder::new(sentinels, name, SentinelServerType::Master)?
         .set_client_to_redis_db(config.db)
+        .set_client_to_redis_protocol(protocol)
         .set_client_to_redis_tcp_settings(tcp())
         .set_client_to_sentinel_tcp_settings(tcp());
     if let Some(username) = &config.login.username {

@@ -83,8 +83,17 @@ fn read_token(token: &str) -> Result<(Option<u64>, Vec<String>)> {
     serde_json::from_str(token).map_err(|_| Error::invalid("list keys: the token is not one that this store gave"))
 }
 
-/// The number of replicas in the text of INFO replication.
-pub(crate) fn connected_replicas(info: &str) -> u64 {
+/// The number of replicas in the answer to INFO replication; `None` for another answer.
+pub(crate) fn connected_replicas(info: &Value) -> Option<u64> {
+    match info {
+        Value::BulkString(text) => Some(read_replicas(&String::from_utf8_lossy(text))),
+        // The third version of the protocol.
+        Value::VerbatimString { text, .. } => Some(read_replicas(text)),
+        _ => None,
+    }
+}
+
+fn read_replicas(info: &str) -> u64 {
     info.lines()
         .find_map(|line| line.strip_prefix("connected_slaves:"))
         .and_then(|n| n.trim().parse().ok())
@@ -99,8 +108,12 @@ mod tests {
 
     #[test]
     fn replicas_are_read_from_the_info() {
-        assert_eq!(connected_replicas("# Replication\r\nrole:master\r\nconnected_slaves:2\r\n"), 2);
-        assert_eq!(connected_replicas("role:slave\r\n"), 0);
+        let text = "# Replication\r\nrole:master\r\nconnected_slaves:2\r\n";
+        assert_eq!(connected_replicas(&Value::BulkString(text.into())), Some(2));
+        let verbatim = Value::VerbatimString { format: redis::VerbatimFormat::Text, text: text.to_owned() };
+        assert_eq!(connected_replicas(&verbatim), Some(2));
+        assert_eq!(connected_replicas(&Value::BulkString("role:slave\r\n".into())), Some(0));
+        assert_eq!(connected_replicas(&Value::Nil), None);
     }
 
     #[test]

@@ -62,8 +62,8 @@ impl Prepared<dyn LockStore> for RedisLockConfig {
             let mut info = redis::cmd("INFO");
             info.arg("replication");
             // Not every server that speaks Redis has INFO, and not every user may ask.
-            if let Ok(Value::BulkString(text)) = client.call(client.read("count replicas"), &info).await
-                && connected_replicas(&String::from_utf8_lossy(&text)) > 0
+            if let Ok(answer) = client.call(client.read("count replicas"), &info).await
+                && connected_replicas(&answer).is_some_and(|n| n > 0)
             {
                 client.close();
                 return Err(Error::new(

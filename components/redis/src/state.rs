@@ -214,9 +214,7 @@ impl RedisState {
         pipeline.cmd("INFO").arg("replication");
         let outcomes = self.client.pipeline(op, &mut pipeline).await.map_err(|f| self.client.error(op, f))?;
         let connected = match self.taken(op, outcomes.into_iter().next_back()) {
-            Ok(Value::BulkString(text)) => keyspace::connected_replicas(&String::from_utf8_lossy(&text)),
-            Ok(Value::VerbatimString { text, .. }) => keyspace::connected_replicas(&text),
-            Ok(_) => 0,
+            Ok(answer) => keyspace::connected_replicas(&answer).unwrap_or(0),
             // Not every server that speaks Redis has INFO, and not every user may ask.
             Err(e) if key.is_empty() => {
                 tracing::debug!(target: "dapr.contrib", "cannot count the replicas: {e}");

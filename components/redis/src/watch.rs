@@ -188,10 +188,12 @@ impl<'a> Watch<'a> {
         let mut get = redis::cmd("CONFIG");
         get.arg("GET").arg("notify-keyspace-events");
         let flags = match self.client.try_call(op, &get).await {
-            Ok(Value::Array(pair)) => match pair.into_iter().nth(1) {
-                Some(Value::BulkString(flags)) => String::from_utf8_lossy(&flags).into_owned(),
-                _ => String::new(),
-            },
+            Ok(Value::Array(pair)) => pair.into_iter().nth(1),
+            Ok(Value::Map(pairs)) => pairs.into_iter().next().map(|(_, flags)| flags),
+            _ => None,
+        };
+        let flags = match flags {
+            Some(Value::BulkString(flags)) => String::from_utf8_lossy(&flags).into_owned(),
             _ => String::new(),
         };
         let Some(wanted) = wanted(&flags) else { return true };
