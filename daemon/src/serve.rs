@@ -5,17 +5,19 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{self, HeaderValue};
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use mecha_components_api::CancellationToken;
 use mecha_core::Tasks;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -85,31 +87,59 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let closing = tasks.stopping().clone();
+    serve_until(listener, service, limits, tasks, closing).await;
+}
+
+/// As [`serve`], with a farewell: from `closing` on nothing is accepted, HTTP/2 connections get
+/// their GOAWAY, and HTTP/1 ones answer what still comes with `Connection: close`, so that a client
+/// whose next request is on its way never finds its connection cut. Those left when `tasks` stop
+/// are closed as soon as they are idle. `closing` has to fire with `tasks` at the latest.
+pub async fn serve_until<S, B>(
+    listener: Listener,
+    service: S,
+    limits: ServerLimits,
+    tasks: Tasks,
+    closing: CancellationToken,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let slots = Arc::new(tokio::sync::Semaphore::new(limits.connections));
     let builder = Arc::new(builder(limits));
     loop {
         let slot = tokio::select! {
             slot = slots.clone().acquire_owned() => slot,
-            () = tasks.stopping().cancelled() => return,
+            () = closing.cancelled() => return,
         };
         let accepted = tokio::select! {
             accepted = accept(&listener) => accepted,
-            () = tasks.stopping().cancelled() => return,
+            () = closing.cancelled() => return,
         };
         match accepted {
             Ok(stream) => {
                 let (builder, service, stop) = (builder.clone(), service.clone(), tasks.stopping().clone());
+                let closing = closing.clone();
                 tasks.spawn("connection", async move {
                     let _slot = slot;
                     let activity = Arc::new(Activity::default());
                     let io = TokioIo::new(Watched::new(stream, activity.clone()));
-                    let service = Counted { inner: service, activity };
+                    let service = Counted { inner: service, activity: activity.clone(), closing: closing.clone() };
                     let conn = builder.serve_connection(io, service);
                     let mut conn = std::pin::pin!(conn);
                     tokio::select! {
                         _ = conn.as_mut() => return,
-                        () = stop.cancelled() => conn.as_mut().graceful_shutdown(),
+                        () = closing.cancelled() => {}
                     }
+                    if !activity.http2.load(Ordering::Acquire) {
+                        tokio::select! {
+                            _ = conn.as_mut() => return,
+                            () = stop.cancelled() => {}
+                        }
+                    }
+                    conn.as_mut().graceful_shutdown();
                     // Ends by itself or with the process; the drain bounds the wait.
                     let _ = conn.await;
                 });
@@ -235,6 +265,8 @@ struct Activity {
     busy: AtomicU32,
     /// Begun so far; tells of a request that began and ended between two reads.
     begun: AtomicU32,
+    /// The client speaks HTTP/2.
+    http2: AtomicBool,
 }
 
 pin_project! {
@@ -279,6 +311,7 @@ impl<T: AsyncRead> AsyncRead for Watched<T> {
             Poll::Ready(Ok(())) if buf.filled().len() > before => {
                 if std::mem::take(this.fresh) && buf.filled()[before..].starts_with(b"PRI") {
                     *this.reading = Reading::Unwatched;
+                    this.activity.http2.store(true, Ordering::Release);
                 } else if *this.reading == Reading::Idle {
                     *this.reading = Reading::Header;
                     this.timer.as_mut().reset(Instant::now() + HEADER_READ_LIMIT);
@@ -327,6 +360,7 @@ impl<T: AsyncWrite> AsyncWrite for Watched<T> {
 struct Counted<S> {
     inner: S,
     activity: Arc<Activity>,
+    closing: CancellationToken,
 }
 
 struct Busy(Arc<Activity>);
@@ -342,6 +376,7 @@ pin_project! {
         #[pin]
         inner: F,
         busy: Option<Busy>,
+        closing: CancellationToken,
     }
 }
 
@@ -365,7 +400,11 @@ where
     fn call(&self, req: Request<Incoming>) -> Self::Future {
         self.activity.busy.fetch_add(1, Ordering::AcqRel);
         self.activity.begun.fetch_add(1, Ordering::AcqRel);
-        CountedFuture { inner: self.inner.call(req), busy: Some(Busy(self.activity.clone())) }
+        CountedFuture {
+            inner: self.inner.call(req),
+            busy: Some(Busy(self.activity.clone())),
+            closing: self.closing.clone(),
+        }
     }
 }
 
@@ -377,8 +416,12 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        this.inner.poll(cx).map_ok(|res| {
+        this.inner.poll(cx).map_ok(|mut res| {
             let busy = this.busy.take();
+            let http2 = busy.as_ref().is_some_and(|b| b.0.http2.load(Ordering::Acquire));
+            if this.closing.is_cancelled() && !http2 {
+                res.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             res.map(|inner| CountedBody { inner, busy })
         })
     }

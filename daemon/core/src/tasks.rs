@@ -50,6 +50,12 @@ impl Tasks {
         self.stop.cancel();
     }
 
+    /// Waits until all tasks have ended by themselves.
+    pub async fn ended(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
     /// Asks all tasks to end and waits for them.
     pub async fn shut_down(&self) {
         self.stop.cancel();
