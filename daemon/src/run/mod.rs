@@ -7,6 +7,8 @@ mod live;
 mod names;
 mod runtime;
 mod settings;
+#[allow(dead_code, reason = "the reload task reads from it")]
+mod source;
 mod stop;
 
 use std::process::ExitCode;

@@ -1,0 +1,74 @@
+//! Where documents come from. A source gives complete sets: what is not in a set is not wanted
+//! any more. Whoever owns the running documents compares sets by content, so a source may say
+//! "changed" too often and may never say less than it knows.
+//!
+//! To add a source, implement [`Source`] and return it from [`open`].
+
+mod folders;
+mod watch;
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use mecha_core::loader::EnvLookup;
+use mecha_resources::{Configuration, Loaded};
+
+use crate::cli::Options;
+pub(super) use folders::Folders;
+
+/// How much a listing reads again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// What the source watches. A Configuration that lies outside keeps the content it had.
+    Watched,
+    /// Everything: at the start and on SIGHUP.
+    Everything,
+}
+
+/// All documents of a source at one moment, not yet filtered for this app.
+#[derive(Clone, Debug, Default)]
+pub(super) struct DocumentSet {
+    /// The Configuration in force, merged.
+    pub(super) configuration: Configuration,
+    /// Every other document, with all findings. A document that cannot be read is missing here
+    /// and has a finding of severity error that names the file (or the stream) it came from.
+    pub(super) loaded: Loaded,
+}
+
+/// Why a source cannot list. Shown to people; holds no secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SourceError(pub(super) String);
+
+impl fmt::Display for SourceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for SourceError {}
+
+/// A source of documents. Level-triggered: [`Source::changed`] only says that listing again may
+/// give another set. Both futures may be dropped at any await.
+#[async_trait]
+pub(super) trait Source: fmt::Debug + Send + Sync + 'static {
+    /// Word for logs and metrics: `disk`, `operator`.
+    fn name(&self) -> &'static str;
+
+    /// The complete set. A source that follows a stream waits here until it has a first complete
+    /// set, then answers from memory.
+    ///
+    /// # Errors
+    /// The source cannot be read, or its Configuration is wrong. Mistakes in other documents
+    /// are findings in the set.
+    async fn list(&self, depth: Depth) -> Result<DocumentSet, SourceError>;
+
+    /// Returns when something may have changed since the last [`Source::list`] began. Never
+    /// returns where nothing can be noticed; listings happen on a period besides.
+    async fn changed(&self);
+}
+
+/// The source that the options ask for.
+pub(super) fn open(options: &Arc<Options>, vars: EnvLookup) -> Arc<dyn Source> {
+    Arc::new(Folders::new(options.clone(), vars))
+}
