@@ -1,0 +1,100 @@
+//! Reading a pod as JSON.
+
+use serde_json::Value;
+
+use crate::{CONTAINER, LABEL_INJECTED};
+
+/// Containers of service meshes, native sidecars and set-up steps alike. The mesh's network
+/// must be there before the sidecar calls anybody.
+const MESH: &[&str] = &[
+    "istio-init",
+    "istio-validation",
+    "istio-proxy",
+    "linkerd-init",
+    "linkerd-network-validator",
+    "linkerd-proxy",
+    "kuma-init",
+    "kuma-validation",
+    "kuma-sidecar",
+    "consul-connect-inject-init",
+    "consul-dataplane",
+    "osm-init",
+    "envoy",
+    "cilium-envoy",
+];
+
+/// Whether a container of this name belongs to a service mesh.
+pub(crate) fn is_mesh(name: &str) -> bool {
+    MESH.contains(&name)
+}
+
+/// A pod, read.
+pub(crate) struct Pod<'a>(&'a Value);
+
+impl<'a> Pod<'a> {
+    pub(crate) fn new(json: &'a Value) -> Self {
+        Self(json)
+    }
+
+    pub(crate) fn json(&self) -> &'a Value {
+        self.0
+    }
+
+    fn list(&self, path: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+        self.0.pointer(path).and_then(Value::as_array).into_iter().flatten()
+    }
+
+    fn containers(&self) -> impl Iterator<Item = &'a Value> + use<'a> {
+        self.list("/spec/containers").chain(self.list("/spec/initContainers"))
+    }
+
+    /// The workload the pod belongs to, else the pod: what people call the app.
+    pub(crate) fn owner_or_name(&self) -> String {
+        let text = |path: &str| self.0.pointer(path).and_then(Value::as_str).unwrap_or_default();
+        let mut owners = self.list("/metadata/ownerReferences");
+        if let Some(owner) = owners.find(|owner| owner["controller"] == true) {
+            let name = owner["name"].as_str().unwrap_or_default();
+            // A ReplicaSet is the Deployment's name and the hash of the template.
+            let hash = text("/metadata/labels/pod-template-hash");
+            return match name.strip_suffix(hash).and_then(|stem| stem.strip_suffix('-')) {
+                Some(deployment) if owner["kind"] == "ReplicaSet" && !hash.is_empty() => deployment.to_owned(),
+                _ => name.to_owned(),
+            };
+        }
+        match text("/metadata/name") {
+            "" => text("/metadata/generateName").trim_end_matches('-').to_owned(),
+            name => name.to_owned(),
+        }
+    }
+
+    pub(crate) fn host_network(&self) -> bool {
+        self.0.pointer("/spec/hostNetwork") == Some(&Value::Bool(true))
+    }
+
+    pub(crate) fn has_volume(&self, name: &str) -> bool {
+        self.list("/spec/volumes").any(|volume| volume["name"] == name)
+    }
+
+    /// The container, not the sidecar, that has the port.
+    pub(crate) fn uses_port(&self, port: u16) -> Option<&'a str> {
+        self.containers().filter(|c| c["name"] != CONTAINER).find_map(|container| {
+            let mut ports = container["ports"].as_array()?.iter();
+            ports
+                .any(|p| p["containerPort"] == port && p["protocol"].as_str().is_none_or(|p| p == "TCP"))
+                .then(|| container["name"].as_str().unwrap_or_default())
+        })
+    }
+
+    /// A container has the sidecar's name, and the pod does not say that it was injected.
+    pub(crate) fn injected_by_nobody(&self) -> bool {
+        let labels = self.0.pointer("/metadata/labels");
+        let injected = labels.and_then(|labels| labels.get(LABEL_INJECTED)).is_some_and(|label| label == "true");
+        !injected && self.containers().any(|container| container["name"] == CONTAINER)
+    }
+
+    pub(crate) fn tolerates(&self, keys: &[String]) -> bool {
+        self.list("/spec/tolerations")
+            .filter_map(|toleration| toleration["key"].as_str())
+            .any(|key| keys.iter().any(|known| known == key))
+    }
+}
