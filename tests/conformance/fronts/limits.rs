@@ -74,7 +74,7 @@ const LIMITS: &[Limit] = &[
     Limit {
         block: "pubsub",
         fronts: &[Wire::Http],
-        entries: &["mecha"],
+        entries: &["mecha", "redis-7"],
         why: "events that are handled side by side arrive as requests side by side",
         cases: &["messages_keep_their_order"],
     },
