@@ -1,7 +1,13 @@
 #!/usr/bin/env bash
-# Drives a real mechad with the official SDKs, unmodified: scenarios.json in Python, JavaScript, Go, Java and Rust.
-# MECHAD names the daemon to test; without it the one in target/debug is built.
-# Without Go, or without Java and Maven, those parts are left out, and fail where CI is set.
+# Drives a real mechad with the official SDKs, unmodified: scenarios.json in Python, JavaScript, Go, Java and Rust,
+# each on every backend: a folder of resources/ with the same components on other products.
+#
+#   MECHAD                daemon to test; without it the one in target/debug is built
+#   MECHA_SDK_LANGUAGES   only these, of: java js python go rust
+#   MECHA_SDK_BACKENDS    only these, of: embedded redis postgres
+#
+# Without Go, or without Java and Maven, those parts are left out, and fail where CI is set. The same holds for
+# backends whose servers are not installed.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -58,7 +64,7 @@ have() {
 
 # Passes on what a Go test run says, in place of its passed tests a line of counts.
 count_go() {
-  tee "$work/go.log" | awk '
+  tee "$log" | awk '
     /^--- PASS: / { passed++; next }
     /^--- FAIL: / { failed++ }
     /^ *--- PASS: / || /^=== / || /^PASS$/ { next }
@@ -69,7 +75,7 @@ count_go() {
 
 # The same for a run of Maven Surefire.
 count_java() {
-  tee "$work/java.log" | awk '
+  tee "$log" | awk '
     { gsub(/\033\[[0-9;]*m/, "") }
     # The line of the whole run is the one without a time.
     /Tests run: [0-9]+, Failures: [0-9]+, Errors: [0-9]+, Skipped: [0-9]+$/ {
@@ -85,45 +91,139 @@ count_java() {
   echo " in $((SECONDS - begun))s"
 }
 
+# ---- One language on one backend: $1; $log takes what is not shown ----
+
+play_python() {
+  # The SDK warns that some of its own calls are old; apps use them all the same.
+  PYTHONDONTWRITEBYTECODE=1 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider -W ignore \
+    --rootdir "$here/python" "$here/python"
+}
+
+play_js() {
+  NODE_PATH=$work/js/node_modules node --test --test-reporter=spec "$here/js/sdk.test.js"
+}
+
+# In the following languages apps run in the process of the tests; stage.py starts their sidecars.
+play_go() {
+  (cd "$here/go" && python3 "$here/stage.py" "$work/go.test" -test.v 2>&1) | count_go
+}
+
+play_java() {
+  local others=servers
+  [ "$1" = embedded ] || others=embedded
+  (cd "$here/java" && python3 "$here/stage.py" "${maven[@]}" -DexcludedGroups=$others surefire:test 2>&1) | count_java
+}
+
+play_rust() {
+  local others=servers::
+  [ "$1" = embedded ] || others=embedded::
+  (cd "$here" && python3 "$here/stage.py" "${rust[@]}" --quiet -- --skip $others)
+}
+
+# All backends, one after the other: a language has one set of built tests.
+play() {
+  local language=$1 slot=$2 backend log begun failed=0
+  for backend in $backends; do
+    log=$work/$language-$backend.log
+    begun=$SECONDS
+    echo "${names[$language]} on $backend:"
+    # A database of its own in every server, and ports below those that the system gives away.
+    MECHA_SDK_BACKEND=$backend MECHA_SDK_PORTS=$((ports + slot * 130)) TEST_REDIS_DB=$slot TEST_DATABASE="${TEST_POSTGRES:-} dbname=$language-$backend" \
+      "play_$language" "$backend" || failed=1
+    slot=$((slot + 1))
+  done
+  return $failed
+}
+
 mkdir -p "$work" || exit 1
+target_dir=$target/debug
+# Somebody else may run this script, too.
+readonly ports=$((10000 + $$ % 10 * 2000))
+declare -A names=([python]=Python [js]=JavaScript [go]=Go [java]=Java [rust]=Rust)
+# The slowest first.
+languages=${MECHA_SDK_LANGUAGES:-java js python go rust}
+backends=${MECHA_SDK_BACKENDS:-embedded redis postgres}
+
+# The servers are started once, around the rest of this script.
+if [ -z "${MECHA_SDK_SERVERS:-}" ]; then
+  (cd "$root" && cargo build --quiet --locked -p mecha-testkit --example with_servers) || exit 1
+  databases=()
+  for language in $languages; do
+    for backend in $backends; do databases+=(--database "$language-$backend"); done
+  done
+  MECHA_SDK_SERVERS=started exec "$target_dir/examples/with_servers" --sql "$here/resources/postgres/setup.sql" \
+    "${databases[@]}" bash "${BASH_SOURCE[0]}"
+fi
 if [ -z "${MECHAD:-}" ]; then
   (cd "$root" && cargo build --quiet --locked -p mechad) || exit 1
-  MECHAD=$target/debug/mechad
+  MECHAD=$target_dir/mechad
 fi
 export MECHAD
-install_python
-install_node
 
 status=0
-echo "Python:"
-# The SDK warns that some of its own calls are old; apps use them all the same.
-PYTHONDONTWRITEBYTECODE=1 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider -W ignore \
-  --rootdir "$here/python" "$here/python" || status=1
-echo "JavaScript:"
-NODE_PATH=$work/js/node_modules node --test --test-reporter=spec "$here/js/sdk.test.js" || status=1
-# In the following languages apps run in the process of the tests; stage.py starts their sidecars.
-echo "Go:"
-begun=$SECONDS
-if have "The Go SDK" "Go 1.25 or newer: https://go.dev/dl" go; then
-  export GOTOOLCHAIN=local GOFLAGS=-mod=readonly
-  if (quietly "building the Go tests" go-build go -C "$here/go" test -c -o "$work/go.test" .); then
-    (cd "$here/go" && python3 "$here/stage.py" "$work/go.test" -test.v 2>&1) | count_go || status=1
-  else
-    status=1
-  fi
-fi
-echo "Java:"
-begun=$SECONDS
-if have "The Java SDK" "a JDK 17 or newer and Maven (Debian: apt-get install openjdk-17-jdk-headless maven)" javac mvn; then
-  (cd "$here/java" && python3 "$here/stage.py" mvn -B -ntp -Dstyle.color=never -Dmecha.build="$work/java" test 2>&1) | count_java || status=1
-fi
-echo "Rust:"
-if have "The Rust SDK" "the Rust toolchain: https://rustup.rs" cargo; then
-  rust=(env CARGO_TARGET_DIR="$work/rust" cargo test --locked --manifest-path "$here/rust/Cargo.toml" --test sdk)
-  if (quietly "building the Rust tests" rust-build "${rust[@]}" --no-run); then
-    python3 "$here/stage.py" "${rust[@]}" --quiet || status=1
-  else
-    status=1
-  fi
-fi
+possible=
+for backend in $backends; do
+  case $backend in
+    embedded) ;;
+    redis) [ -n "${TEST_REDIS:-}" ] || backend= ;;
+    *) [ -n "${TEST_REDIS:-}" ] && [ -n "${TEST_POSTGRES:-}" ] || backend= ;;
+  esac
+  possible+=" $backend"
+done
+backends=$possible
+
+# ---- Building, one after the other ----
+
+maven=(mvn -B -ntp -Dstyle.color=never "-Dmecha.build=$work/java")
+rust=(env "CARGO_TARGET_DIR=$work/rust" cargo test --locked --manifest-path "$here/rust/Cargo.toml" --test sdk)
+ready=
+for language in $languages; do
+  case $language in
+    python) install_python ;;
+    js) install_node ;;
+    go)
+      have "The Go SDK" "Go 1.25 or newer: https://go.dev/dl" go || continue
+      export GOTOOLCHAIN=local GOFLAGS=-mod=readonly
+      (quietly "building the Go tests" go-build go -C "$here/go" test -c -o "$work/go.test" .) || { status=1; continue; }
+      ;;
+    java)
+      have "The Java SDK" "a JDK 17 or newer and Maven (Debian: apt-get install openjdk-17-jdk-headless maven)" \
+        javac mvn || continue
+      (quietly "building the Java tests" java-build "${maven[@]}" -f "$here/java/pom.xml" test-compile) || { status=1; continue; }
+      ;;
+    rust)
+      have "The Rust SDK" "the Rust toolchain: https://rustup.rs" cargo || continue
+      (quietly "building the Rust tests" rust-build "${rust[@]}" --no-run) || { status=1; continue; }
+      ;;
+    *)
+      echo "error: MECHA_SDK_LANGUAGES: there is no $language" >&2
+      exit 2
+      ;;
+  esac
+  ready+=" $language"
+done
+
+# ---- Playing: the languages wait more than they work, so some run beside each other ----
+
+readonly AT_ONCE=3
+declare -A running=()
+slot=0
+
+# Waits for one to end and shows what it said.
+show_next() {
+  local pid code
+  wait -n -p pid "${!running[@]}"
+  code=$?
+  cat "$work/${running[$pid]}.out"
+  unset "running[$pid]"
+  [ "$code" = 0 ] || status=1
+}
+
+for language in $ready; do
+  [ ${#running[@]} -lt $AT_ONCE ] || show_next
+  play "$language" $slot >"$work/$language.out" 2>&1 &
+  running[$!]=$language
+  slot=$((slot + 3))
+done
+while [ ${#running[@]} -gt 0 ]; do show_next; done
 exit $status

@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "python"))
 sys.dont_write_bytecode = True
-from sidecar import Place, Sidecar, tail  # noqa: E402
+from sidecar import BACKEND, Place, Sidecar, tail  # noqa: E402
 
 
 class Stage:
@@ -93,7 +93,8 @@ def main(command: list[str]) -> int:
         place = Place(Path(folder))
         with server(Stage(place)) as http:
             threading.Thread(target=http.serve_forever, daemon=True).start()
-            env = {**place.env, "MECHA_SDK_STAGE": f"http://127.0.0.1:{http.server_port}"}
+            address = f"http://127.0.0.1:{http.server_port}"
+            env = {**place.env, "MECHA_SDK_STAGE": address, "MECHA_SDK_BACKEND": BACKEND}
             try:
                 status = subprocess.run(command, env=env).returncode
                 if status:

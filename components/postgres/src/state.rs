@@ -11,7 +11,7 @@ use mecha_components_api::{
     BulkState, Component, Concurrency, DeleteState, Error, GetState, Item, KeyPage, ListKeys, Metadata, QueryState,
     Result, SetState, StateCaps, StateStore, TransactOp, TransactState, Ttl, Value,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::types::Type;
 
 use crate::client::{Client, Step};
@@ -22,6 +22,8 @@ use crate::sql::{Param, RowRef, Sql};
 const LARGEST_PAGE: usize = 10_000;
 /// Expired rows that are deleted by one write at most, so that it is not held up for long.
 const SWEEP_ROWS: u32 = 500;
+/// Longest time that a write spends on them.
+const SWEEP_LIMIT: Duration = Duration::from_secs(1);
 /// Longest life time that is told to the server, about 10,000 years; its calendar ends later.
 const LONGEST_LIFE: i64 = 10_000 * 365 * 86_400 * 1_000_000;
 
@@ -293,13 +295,14 @@ impl<L: Layout> PgState<L> {
         }
     }
 
-    /// Deletes expired rows when it is time. The write before is done, whatever happens here.
+    /// Deletes expired rows when it is time. The write before is done, whatever happens here,
+    /// and its caller does not wait for long.
     async fn tidy(&self) {
-        if let Some(sweep) = &self.sweep
-            && sweep.turn()
-            && let Err(e) = sweep.run(&self.client).await
-        {
-            tracing::debug!(table = self.table, error = %e, "expired rows were not deleted");
+        let Some(sweep) = self.sweep.as_ref().filter(|sweep| sweep.turn()) else { return };
+        match timeout(SWEEP_LIMIT, sweep.run(&self.client)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::debug!(table = self.table, error = %e, "expired rows were not deleted"),
+            Err(_) => tracing::debug!(table = self.table, "expired rows were not deleted in time"),
         }
     }
 

@@ -11,6 +11,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -242,4 +244,71 @@ func (a *app) received(t *testing.T, box, text string, times int) event {
 		return seen >= times
 	})
 	return last
+}
+
+// What backend.json says of the backend under test.
+type backend struct {
+	Components map[string]string `json:"components"`
+	Write      setting           `json:"write"`
+	Read       setting           `json:"read"`
+}
+
+// A call of the binding of a server that holds configuration.
+type setting struct {
+	Operation string            `json:"operation"`
+	Data      string            `json:"data"`
+	Metadata  map[string]string `json:"metadata"`
+	Answer    string            `json:"answer"`
+}
+
+func backendName() string {
+	if name := os.Getenv("MECHA_SDK_BACKEND"); name != "" {
+		return name
+	}
+	return "embedded"
+}
+
+func theBackend(t *testing.T) backend {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", "resources", backendName(), "backend.json"))
+	must(t, err)
+	var read backend
+	must(t, json.Unmarshal(text, &read))
+	return read
+}
+
+// For scenarios that need a server.
+func needsServers(t *testing.T) {
+	t.Helper()
+	if backendName() == "embedded" {
+		t.Skip("nothing embedded can do this")
+	}
+}
+
+// For scenarios about what no embedded component can do.
+func needsEmbedded(t *testing.T) {
+	t.Helper()
+	if backendName() != "embedded" {
+		t.Skip("there are servers for this")
+	}
+}
+
+// Returns the answer, and what it has to be.
+func (s setting) invoke(t *testing.T, key, value, version string) (string, string) {
+	t.Helper()
+	fill := strings.NewReplacer("{key}", key, "{value}", value, "{version}", version).Replace
+	request := &dapr.InvokeBindingRequest{
+		Name: "settings", Operation: s.Operation, Data: []byte(fill(s.Data)), Metadata: map[string]string{},
+	}
+	for name, text := range s.Metadata {
+		request.Metadata[name] = fill(text)
+	}
+	answer, err := client.InvokeBinding(testContext(t), request)
+	must(t, err)
+	return string(answer.Data), fill(s.Answer)
+}
+
+func writeSetting(t *testing.T, key, value, version string) {
+	t.Helper()
+	theBackend(t).Write.invoke(t, key, value, version)
 }

@@ -9,6 +9,10 @@ const { setTimeout: pause } = require("node:timers/promises");
 const { CommunicationProtocolEnum, DaprClient, HttpMethod, LogLevel } = require("@dapr/dapr");
 
 const RESOURCES = path.join(__dirname, "..", "resources");
+/** What stands behind the components: a folder of RESOURCES. */
+const BACKEND = process.env.MECHA_SDK_BACKEND ?? "embedded";
+/** What backend.json says of it. */
+const backend = JSON.parse(fs.readFileSync(path.join(RESOURCES, BACKEND, "backend.json"), "utf8"));
 /** Generous: reached only when something is broken. */
 const DEADLINE_MS = 60_000;
 /** How long something that was asked to stop may take. */
@@ -25,22 +29,28 @@ async function until(what, ask) {
   }
 }
 
+/** From a range that is nobody else's: the system gives away others again as soon as they are free. */
+let nextPort = Number(process.env.MECHA_SDK_PORTS ?? 0);
+
+/** A port that nobody listens on. */
+async function freePort() {
+  for (;;) {
+    const server = net.createServer();
+    const port = await new Promise((resolve, reject) => {
+      server.once("error", (error) => (error.code === "EADDRINUSE" && nextPort ? resolve() : reject(error)));
+      server.listen(nextPort && nextPort++, "127.0.0.1", () => resolve(server.address().port));
+    });
+    if (!port) continue;
+    await new Promise((resolve) => server.close(resolve));
+    return port;
+  }
+}
+
 /** Ports that nobody listens on, all different. */
 async function freePorts(count) {
-  const servers = await Promise.all(
-    Array.from(
-      { length: count },
-      () =>
-        new Promise((resolve, reject) => {
-          const server = net.createServer();
-          server.on("error", reject);
-          server.listen(0, "127.0.0.1", () => resolve(server));
-        }),
-    ),
-  );
-  const ports = servers.map((server) => server.address().port);
-  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
-  return ports;
+  const ports = new Set();
+  while (ports.size < count) ports.add(await freePort());
+  return [...ports];
 }
 
 /** A process whose output goes to a log file. */
@@ -91,7 +101,7 @@ class Sidecar extends Child {
       appId,
       process.env.MECHAD,
       [
-        ...["--mecha-strict", "--app-id", appId, "--resources-path", RESOURCES],
+        ...["--mecha-strict", "--app-id", appId, "--resources-path", `${RESOURCES}/common,${RESOURCES}/${BACKEND}`],
         ...["--dapr-http-port", http, "--dapr-grpc-port", grpc],
         ...["--dapr-internal-grpc-port", internal, "--metrics-port", metrics],
         ...flags,
@@ -191,6 +201,15 @@ class Stage {
     this.children.push(new Child(this.folder, `${sidecar.appId}.app`, process.execPath, args, env));
   }
 
+  /** Writes or reads configuration through the binding of its server; the answer, and what it has to be. */
+  async setting(what, key, value, version) {
+    const fill = (text = "") => text.replaceAll("{key}", key).replaceAll("{value}", value).replaceAll("{version}", version);
+    const { operation, data, metadata, answer } = backend[what];
+    const filled = Object.fromEntries(Object.entries(metadata).map(([name, text]) => [name, fill(text)]));
+    const { data: bytes } = await this.clients.grpc.binding.send("settings", operation, fill(data), filled);
+    return [Buffer.from(bytes).toString(), fill(answer)];
+  }
+
   /** What an app has received so far: {events: {box: [{id, data}]}, ticks}. */
   inbox(appId) {
     return this.clients.http.invoker.invoke(appId, "inbox", HttpMethod.POST, {});
@@ -215,4 +234,4 @@ class Stage {
   }
 }
 
-module.exports = { Stage, until };
+module.exports = { BACKEND, Stage, backend, until };

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sidecar import Place, free_ports, tail, until  # noqa: E402
+from sidecar import BACKEND, RESOURCES, Place, free_ports, tail, until  # noqa: E402
 
 # The SDK reads where its sidecar is when it is imported, so the tester's ports must be known before.
 TESTER_PORTS = free_ports(4)
@@ -22,6 +22,17 @@ os.environ.update(
 
 from dapr.clients import DaprClient  # noqa: E402
 from dapr.conf import settings  # noqa: E402
+
+
+SCENARIOS = json.loads((RESOURCES.parent / "scenarios.json").read_text())
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what is not for the backend under test."""
+    others = SCENARIOS["servers"] if BACKEND == "embedded" else SCENARIOS["embedded"]
+    left_out = [item for item in items if item.originalname.removeprefix("test_") in others]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 class Stage:
@@ -81,6 +92,39 @@ def stage(place):
 @pytest.fixture
 def dapr(stage):
     return stage.dapr
+
+
+@pytest.fixture(scope="session")
+def backend():
+    """What backend.json says of the backend under test."""
+    return json.loads((RESOURCES / BACKEND / "backend.json").read_text())
+
+
+@pytest.fixture
+def server(dapr, backend):
+    return Server(dapr, backend)
+
+
+class Server:
+    """Writes and reads configuration through the binding of its server."""
+
+    def __init__(self, dapr: DaprClient, backend: dict):
+        self.dapr = dapr
+        self.backend = backend
+
+    def write(self, key: str, value: str, version: str) -> None:
+        self.invoke("write", key, value, version)
+
+    def invoke(self, what: str, key: str, value: str, version: str) -> tuple[bytes, bytes]:
+        """The answer, and what it has to be."""
+
+        def fill(text: str) -> str:
+            return text.replace("{key}", key).replace("{value}", value).replace("{version}", version)
+
+        call = self.backend[what]
+        metadata = {name: fill(text) for name, text in call["metadata"].items()}
+        answer = self.dapr.invoke_binding("settings", call["operation"], fill(call.get("data", "")), metadata)
+        return answer.data, fill(call.get("answer", "")).encode()
 
 
 @pytest.hookimpl(wrapper=True)

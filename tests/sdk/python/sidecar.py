@@ -13,6 +13,8 @@ from typing import Callable, Optional, TypeVar
 
 HERE = Path(__file__).resolve().parent
 RESOURCES = HERE.parent / "resources"
+# What stands behind the components: a folder of RESOURCES.
+BACKEND = os.environ.get("MECHA_SDK_BACKEND", "embedded")
 # Generous: reached only when something is broken.
 DEADLINE_SECONDS = 60.0
 # How long something that asked to stop may take.
@@ -32,9 +34,20 @@ def until(what: str, ask: Callable[[], Optional[T]]) -> T:
         time.sleep(0.02)
 
 
+# From a range that is nobody else's: the system gives away others again as soon as they are free.
+next_port = int(os.environ.get("MECHA_SDK_PORTS", 0))
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    global next_port
+    sockets = []
+    while len(sockets) < count:
+        try:
+            sockets.append(socket.create_server(("127.0.0.1", next_port)))
+        except OSError:
+            assert next_port, "there are no free ports"
+        next_port += next_port > 0
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:
         s.close()
@@ -115,7 +128,8 @@ class Sidecar(Child):
             "MECHA_NAME_REGISTRY": str(place.folder / "names.db"),
             "DAPR_HOST_IP": "127.0.0.1",
         }
-        command = [os.environ["MECHAD"], "--mecha-strict", "--app-id", app_id, "--resources-path", str(RESOURCES)]
+        command = [os.environ["MECHAD"], "--mecha-strict", "--app-id", app_id, "--resources-path"]
+        command += [f"{RESOURCES / 'common'},{RESOURCES / BACKEND}"]
         for flag, port in [
             ("--dapr-http-port", self.http),
             ("--dapr-grpc-port", self.grpc),

@@ -192,14 +192,15 @@ async fn transactions_in_opposite_orders_all_succeed() {
 /// the store tries again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadlock_with_somebody_else_is_retried() {
-    let Some(server) = PostgresOptions::new().set("deadlock_timeout", "1s").start() else { return };
+    let Some(server) = PostgresOptions::new().set("deadlock_timeout", "4s").start() else { return };
     let store = store(&server, "v2", &[]).await;
     let md = Metadata::new();
     for key in ["a", "b"] {
         store.set(put(&md, key, "0")).await.unwrap();
     }
-    // Its own limit is longer, so that ours is the one that notices first.
-    let sql = "SET deadlock_timeout = '20s'; BEGIN; UPDATE state SET value = '1' WHERE key = 'b'; SELECT pg_sleep(1); \
+    // The server looks once in each wait, ours: it begins at most a second before the other one's,
+    // whose own look comes later.
+    let sql = "SET deadlock_timeout = '60s'; BEGIN; UPDATE state SET value = '1' WHERE key = 'b'; SELECT pg_sleep(1); \
                UPDATE state SET value = '1' WHERE key = 'a'; COMMIT";
     let server = Arc::new(server);
     let foreign = tokio::task::spawn_blocking({

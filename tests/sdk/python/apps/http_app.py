@@ -29,7 +29,8 @@ def keep(box: str, event: dict) -> int:
 @app.post("/inbox")
 def inbox():
     with lock:
-        return {"events": events, "ticks": ticks}
+        # Written here: what is received meanwhile would change it.
+        return JSONResponse({"events": events, "ticks": ticks})
 
 
 @app.post("/echo")

@@ -3,7 +3,9 @@
 
 mod app;
 mod calls;
+mod embedded;
 mod pubsub;
 mod runtime;
+mod servers;
 mod stage;
 mod state;

@@ -1,12 +1,11 @@
-//! Secrets, metadata, what is not configured, and whether every scenario is played.
+//! Secrets, metadata, and whether every scenario is played.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use dapr::dapr::proto::runtime::v1::{ShutdownRequest, TryLockRequest};
+use dapr::dapr::proto::runtime::v1::ShutdownRequest;
 use serde_json::{Value, json};
-use tonic::Code;
 
-use crate::stage::{Sidecar, ask, fails, raw, sdk};
+use crate::stage::{Sidecar, ask, backend, fails, sdk};
 
 /// What the SDK has no part in: it has neither an HTTP client nor, but for actors, an HTTP server, and nothing that
 /// waits for a sidecar. Every client of it is asynchronous. Calls of other services are not its business.
@@ -53,15 +52,8 @@ async fn secret_unknown_store() {
 async fn metadata_get() {
     let got = sdk().await.get_metadata().await.expect("metadata");
     assert_eq!(got.id, "tester");
-    let kinds: BTreeMap<_, _> =
-        got.registered_components.iter().map(|c| (c.name.as_str(), c.r#type.as_str())).collect();
-    let want = BTreeMap::from([
-        ("statestore", "state.sqlite"),
-        ("pubsub", "pubsub.mecha"),
-        ("secrets", "secretstores.local.file"),
-        ("files", "bindings.localstorage"),
-    ]);
-    assert_eq!(kinds, want);
+    let kinds: BTreeMap<String, String> = got.registered_components.into_iter().map(|c| (c.name, c.r#type)).collect();
+    assert_eq!(json!(kinds), backend()["components"]);
 }
 
 #[tokio::test]
@@ -80,24 +72,6 @@ async fn api_token() {
 }
 
 #[tokio::test]
-async fn lock_not_configured() {
-    let request = TryLockRequest {
-        store_name: "lockstore".to_owned(),
-        resource_id: "resource".to_owned(),
-        lock_owner: "owner".to_owned(),
-        expiry_in_seconds: 10,
-    };
-    let error = raw().await.try_lock_alpha1(request).await.expect_err("refused");
-    assert_eq!((error.code(), error.message()), (Code::FailedPrecondition, "lock store is not configured"));
-}
-
-#[tokio::test]
-async fn configuration_not_configured() {
-    let answer = sdk().await.get_configuration("configstore", vec!["key"], None).await;
-    fails(answer, "FailedPrecondition", "configuration stores not configured");
-}
-
-#[tokio::test]
 async fn shutdown() {
     let leaver = Sidecar::run("leaver", json!({})).await;
     leaver.raw().await.shutdown(ShutdownRequest {}).await.expect("an answer");
@@ -106,14 +80,20 @@ async fn shutdown() {
 
 #[test]
 fn every_scenario_is_played() {
-    let table: BTreeMap<String, Value> =
+    let table: BTreeMap<String, BTreeMap<String, Value>> =
         serde_json::from_str(include_str!("../../../scenarios.json")).expect("a table");
+    let wanted: BTreeSet<&str> = table.values().flat_map(BTreeMap::keys).map(String::as_str).collect();
     let mut played: BTreeSet<&str> = NOT_IN_SDK.into();
-    for source in
-        [include_str!("state.rs"), include_str!("pubsub.rs"), include_str!("calls.rs"), include_str!("runtime.rs")]
-    {
+    for source in [
+        include_str!("state.rs"),
+        include_str!("pubsub.rs"),
+        include_str!("calls.rs"),
+        include_str!("runtime.rs"),
+        include_str!("embedded.rs"),
+        include_str!("servers.rs"),
+    ] {
         let tests = source.split("#[tokio::test]\nasync fn ").skip(1);
         played.extend(tests.filter_map(|test| test.split_once('(')).map(|(name, _)| name));
     }
-    assert_eq!(played.into_iter().collect::<Vec<_>>(), table.keys().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(played, wanted);
 }

@@ -86,6 +86,31 @@ pub async fn raw() -> DaprClient<Channel> {
     stage().await.tester.raw().await
 }
 
+/// What stands behind the components: a folder of the resources.
+fn backend_name() -> String {
+    std::env::var("MECHA_SDK_BACKEND").unwrap_or_else(|_| "embedded".to_owned())
+}
+
+/// What backend.json says of it.
+pub fn backend() -> Value {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../resources");
+    let text = std::fs::read_to_string(format!("{folder}/{}/backend.json", backend_name())).expect("backend.json");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// Writes or reads configuration through the binding of its server; the answer, and what it has to be.
+pub async fn setting(what: &str, key: &str, value: &str, version: &str) -> (String, String) {
+    let call = &backend()[what];
+    let text = |of: &Value| {
+        let text = of.as_str().unwrap_or_default();
+        text.replace("{key}", key).replace("{value}", value).replace("{version}", version)
+    };
+    let metadata = call["metadata"].as_object().expect("metadata").iter().map(|(name, of)| (name.clone(), text(of)));
+    let (data, operation) = (text(&call["data"]).into_bytes(), text(&call["operation"]));
+    let answer = sdk().await.invoke_binding("settings", data, operation.as_str(), Some(metadata.collect())).await;
+    (String::from_utf8(answer.expect("an answer").data).expect("text"), text(&call["answer"]))
+}
+
 /// Posts to the stage.
 pub async fn ask(path: &str, request: Value) -> Value {
     let address = std::env::var("MECHA_SDK_STAGE").expect("run these tests with tests/sdk/run.sh");

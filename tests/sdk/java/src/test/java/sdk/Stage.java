@@ -18,10 +18,14 @@ import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.time.Duration;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.function.BooleanSupplier;
+import java.util.function.UnaryOperator;
 import reactor.core.publisher.Mono;
 
 /**
@@ -33,6 +37,9 @@ final class Stage {
   static final Duration DEADLINE = Duration.ofSeconds(60);
 
   static final ObjectMapper JSON = new ObjectMapper();
+
+  /** What stands behind the components: a folder of the resources. */
+  static final String BACKEND = System.getenv().getOrDefault("MECHA_SDK_BACKEND", "embedded");
 
   private static final HttpClient HTTP = HttpClient.newHttpClient();
   private static Stage stage;
@@ -97,6 +104,25 @@ final class Stage {
       throw new IOException(path + ": " + answer.body());
     }
     return JSON.readTree(answer.body());
+  }
+
+  /** What backend.json says of the backend under test. */
+  static JsonNode backend() throws IOException {
+    return JSON.readTree(Files.readAllBytes(Path.of("..", "resources", BACKEND, "backend.json")));
+  }
+
+  /** Writes or reads configuration through the binding of its server; checks the answer if one is named. */
+  void setting(String what, String key, String value, String version) throws IOException {
+    UnaryOperator<String> fill =
+        text -> text.replace("{key}", key).replace("{value}", value).replace("{version}", version);
+    JsonNode call = backend().get(what);
+    Map<String, String> metadata = new HashMap<>();
+    call.get("metadata").fields().forEachRemaining(f -> metadata.put(f.getKey(), fill.apply(f.getValue().asText())));
+    byte[] data = fill.apply(call.path("data").asText()).getBytes();
+    byte[] answer = get(dapr.invokeBinding("settings", call.get("operation").asText(), data, metadata));
+    if (call.has("answer")) {
+      assertEquals(fill.apply(call.get("answer").asText()), new String(answer));
+    }
   }
 
   /** Waits for an answer. */
