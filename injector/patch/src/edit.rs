@@ -36,8 +36,9 @@ impl Editor {
         Self { doc: doc.clone(), ops: Vec::new() }
     }
 
-    pub(crate) fn into_ops(self) -> Vec<Op> {
-        self.ops
+    /// The operations, and the document after them.
+    pub(crate) fn finish(self) -> (Vec<Op>, Value) {
+        (self.ops, self.doc)
     }
 
     pub(crate) fn at(&self, path: &str) -> Option<&Value> {

@@ -38,10 +38,12 @@ pub const LABEL_APP_ID: &str = "dapr.io/app-id";
 pub const LABEL_METRICS: &str = "dapr.io/metrics-enabled";
 
 /// What [`inject`] found and did.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Injection {
     /// The operations, in order; empty when nothing is to be done.
     pub patch: Vec<Op>,
+    /// The pod after them.
+    pub pod: Value,
     /// The pod asks for a sidecar.
     pub opted_in: bool,
     /// What a person should hear although the pod is admitted.
@@ -79,7 +81,11 @@ pub fn inject(pod: &Value, namespace: &str, config: &Config) -> Result<Injection
     let mut problems = Vec::new();
     let annotations = Annotations::of(pod);
     if !annotations.switch("enabled", false, &mut problems) {
-        return if problems.is_empty() { Ok(Injection::default()) } else { Err(Denied::new(problems)) };
+        return if problems.is_empty() {
+            Ok(Injection { patch: Vec::new(), pod: pod.clone(), opted_in: false, warnings: Vec::new() })
+        } else {
+            Err(Denied::new(problems))
+        };
     }
     let pod = Pod::new(pod);
     let mut warnings = Vec::new();
@@ -92,7 +98,8 @@ pub fn inject(pod: &Value, namespace: &str, config: &Config) -> Result<Injection
     sidecar::place(&mut editor, &settings, namespace, config);
     apps(&mut editor, &settings);
     labels(&mut editor, &settings);
-    Ok(Injection { patch: editor.into_ops(), opted_in: true, warnings })
+    let (patch, pod) = editor.finish();
+    Ok(Injection { patch, pod, opted_in: true, warnings })
 }
 
 /// Gives the app's containers what they need to find the sidecar.

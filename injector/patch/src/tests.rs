@@ -47,6 +47,7 @@ fn apply(pod: &Value, patch: &[Op]) -> Value {
 fn injected(pod: &Value, config: &Config) -> Value {
     let injection = inject(pod, "shop", config).unwrap();
     let done = apply(pod, &injection.patch);
+    assert_eq!(done, injection.pod);
     assert_eq!(inject(&done, "shop", config).unwrap().patch, [], "a second time changes nothing");
     done
 }
@@ -78,7 +79,8 @@ fn denied(pod: &Value) -> String {
 #[test]
 fn a_pod_that_does_not_ask_is_left_alone() {
     for pod in [json!({}), pod(json!({})), pod(json!({"dapr.io/enabled": "false", "dapr.io/app-port": "x"}))] {
-        assert_eq!(inject(&pod, "shop", &Config::default()).unwrap(), Injection::default());
+        let injection = inject(&pod, "shop", &Config::default()).unwrap();
+        assert_eq!((injection.patch, injection.pod, injection.opted_in), (vec![], pod, false));
     }
 }
 
@@ -387,6 +389,7 @@ proptest! {
             Err(denied) => prop_assert!(!denied.problems.is_empty()),
             Ok(injection) => {
                 let done = apply(&pod, &injection.patch);
+                prop_assert_eq!(&done, &injection.pod);
                 let again = inject(&done, "shop", &config).unwrap();
                 prop_assert_eq!(again.patch, vec![]);
                 if injection.opted_in {

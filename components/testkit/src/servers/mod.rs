@@ -3,10 +3,14 @@
 //! A server that is not installed is absent: the tests that need it say so by name and pass,
 //! and fail where it is required, by `CI=true` or `REQUIRE=redis-server`.
 
+mod kafka;
+mod kubernetes;
 mod postgres;
 mod process;
 mod redis;
 
+pub use kafka::{Kafka, KafkaOptions};
+pub use kubernetes::{Kubernetes, KubernetesOptions};
 pub use postgres::{Postgres, PostgresOptions};
 pub use process::{Process, free_port};
 pub use redis::{Redis, RedisOptions};

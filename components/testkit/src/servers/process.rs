@@ -1,6 +1,7 @@
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +13,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Starts the program, says its pid, and ends it when our end of the pipe closes, however
 /// we die. The program's output goes where the guard's errors go.
-const GUARD: &str = r#""$@" </dev/null >&2 & child=$!; echo "$child"; cat >/dev/null; kill -9 "$child""#;
+///
+/// A line it reads is a folder to remove in the end.
+const GUARD: &str = r#""$@" </dev/null >&2 & child=$!; echo "$child"; folder=
+while read -r line; do folder=$line; done
+kill -9 "$child"; [ -z "$folder" ] || { wait "$child"; rm -rf -- "$folder"; }"#;
 
 /// A server program that cannot outlive this process.
 #[derive(Debug)]
@@ -31,7 +36,7 @@ impl Process {
     pub fn start<S: AsRef<OsStr>>(
         program: &str,
         args: impl IntoIterator<Item = S>,
-        log: &std::path::Path,
+        log: &Path,
     ) -> Result<Self, String> {
         let output = std::fs::File::create(log).map_err(|e| format!("cannot write {}: {e}", log.display()))?;
         let mut guard = Command::new("sh")
@@ -50,6 +55,13 @@ impl Process {
         let pid = line.trim().parse().ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| format!("cannot start {program}: the guard said '{}'", line.trim()))?;
         Ok(Self { guard, pid, leash })
+    }
+
+    /// Lets the guard remove `folder` once the program has ended, whatever becomes of us.
+    pub fn sweep(&mut self, folder: &Path) {
+        if let Some(leash) = &mut self.leash {
+            let _ = writeln!(leash, "{}", folder.display());
+        }
     }
 
     /// Whether it still runs.

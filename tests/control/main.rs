@@ -1,0 +1,3 @@
+//! The control part on a real API server.
+
+mod injection;
