@@ -72,8 +72,9 @@ pub(crate) fn run(args: &InjectArgs) -> Result<u8> {
         eprintln!("{} {warning}", style::stderr().warning("warning:"));
     }
     if !work.problems.is_empty() {
-        return Err(CliError::new("not-injectable", work.problems.join("\n  "))
-            .hint("Correct them; nothing was printed."));
+        return Err(
+            CliError::new("not-injectable", work.problems.join("\n  ")).hint("Correct them; nothing was printed.")
+        );
     }
     let mut out = String::new();
     for (i, document) in done.iter().enumerate() {
