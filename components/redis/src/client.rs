@@ -142,9 +142,9 @@ impl Client {
         self.run(&self.waits, op, &*pipeline).await
     }
 
-    /// A connection that nobody shares, for commands that block.
-    pub(crate) async fn dedicated(&self) -> Result<Wire, Fault> {
-        Ok(self.dial_within(connect::dial(&self.config)).await?.wire)
+    /// A connection that nobody shares, for commands that block and are answered within `answer`.
+    pub(crate) async fn dedicated(&self, answer: Duration) -> Result<Wire, Fault> {
+        Ok(self.dial_within(connect::dial(&self.config, answer)).await?.wire)
     }
 
     /// A connection for messages of channels.
@@ -258,7 +258,7 @@ impl Client {
             return Err(Fault::Closed);
         }
         let until = deadline.min(Instant::now() + self.config.dial);
-        match timeout_at(until, connect::dial(&self.config)).await {
+        match timeout_at(until, connect::dial(&self.config, self.config.read.max(self.config.write))).await {
             Ok(Ok(connection)) => {
                 *dialling = Dialling::default();
                 let live = Arc::new(Live { connection, born: Instant::now(), open_since: AtomicU64::new(0) });

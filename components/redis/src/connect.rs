@@ -74,12 +74,13 @@ pub(crate) struct Dialled {
     pub(crate) gone: Arc<AtomicBool>,
 }
 
-/// Connects for calls. The caller bounds the wait. Boxed, so that the futures of calls,
-/// which dial seldom, stay small.
-pub(crate) fn dial(config: &RedisConfig) -> RedisFuture<'_, Dialled> {
-    Box::pin(async {
+/// Connects for calls that are answered within `answer`, at which a cluster's connection gives
+/// up on them. The caller bounds the wait. Boxed, so that the futures of calls, which dial
+/// seldom, stay small.
+pub(crate) fn dial(config: &RedisConfig, answer: Duration) -> RedisFuture<'_, Dialled> {
+    Box::pin(async move {
         if config.topology == Topology::Cluster {
-            return Ok(Dialled { wire: Wire::Cluster(cluster(config).await?), gone: Arc::default() });
+            return Ok(Dialled { wire: Wire::Cluster(cluster(config, answer).await?), gone: Arc::default() });
         }
         // The third version of the protocol, because with it the client says when a
         // connection ends: a call that follows is not sent into the void.
@@ -168,12 +169,12 @@ async fn primary(config: &RedisConfig, name: &str, protocol: ProtocolVersion) ->
     builder.build()?.async_get_client().await
 }
 
-async fn cluster(config: &RedisConfig) -> RedisResult<ClusterConnection> {
+async fn cluster(config: &RedisConfig, answer: Duration) -> RedisResult<ClusterConnection> {
     let nodes = config.hosts.iter().map(|(host, port)| address(config, host, *port));
     let mut builder = ClusterClientBuilder::new(nodes)
         .tcp_settings(tcp())
         .connection_timeout(config.dial)
-        .response_timeout(config.read.max(config.write))
+        .response_timeout(answer)
         .overall_response_timeout(None)
         // Redirects count as retries, so there is always one.
         .retries(config.retries.max.max(1))

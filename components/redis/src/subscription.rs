@@ -281,18 +281,17 @@ impl<'a> Subscription<'a> {
             reader.grouped = true;
             self.to.attached();
         }
-        let block = BLOCK.min(self.client.config().read);
+        let block = self.block();
         let mut cmd = redis::cmd("XREADGROUP");
         cmd.arg("GROUP").arg(self.group).arg(&self.consumer).arg("COUNT").arg(count);
         cmd.arg("BLOCK").arg(millis(block)).arg("STREAMS").arg(&*self.topic).arg(">");
-        // Longer than the server may block: silence beyond is a dead connection.
-        let value = ask(&mut wire, &cmd, block + self.client.config().read).await?;
+        let value = ask(&mut wire, &cmd, self.answer()).await?;
         reader.wire = Some(wire);
         stream::read(value).ok_or_else(|| Fault::Sent(strange()))
     }
 
     async fn connect(&self) -> Result<Wire, Fault> {
-        let mut wire = self.client.dedicated().await?;
+        let mut wire = self.client.dedicated(self.answer()).await?;
         if matches!(wire, Wire::Node(_)) {
             let mut cmd = redis::cmd("CLIENT");
             cmd.arg("ID");
@@ -302,6 +301,15 @@ impl<'a> Subscription<'a> {
             }
         }
         Ok(wire)
+    }
+
+    fn block(&self) -> Duration {
+        BLOCK.min(self.client.config().read)
+    }
+
+    /// Longer than the server may block: silence beyond is a dead connection.
+    fn answer(&self) -> Duration {
+        self.block() + self.client.config().read
     }
 
     async fn make_group(&self) -> Result<(), Fault> {

@@ -34,6 +34,13 @@ async fn state_lives_on_a_cluster() {
     assert_eq!(store.bulk().unwrap().get_many(&[]).await.unwrap().len(), 0);
 }
 
+/// How many reads of streams the server has begun.
+fn reads(redis: &Redis) -> u64 {
+    let stats = redis.command(&["INFO", "commandstats"]);
+    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_xreadgroup:calls="));
+    line.and_then(|line| line.split(',').next()).and_then(|calls| calls.parse().ok()).unwrap_or(0)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_pass_through_a_cluster() {
     use std::sync::Arc;
@@ -51,6 +58,10 @@ async fn messages_pass_through_a_cluster() {
         publish(&*broker, "t", &i.to_string()).await.unwrap();
     }
     inbox.wait_for(20, crate::support::PATIENCE).await.unwrap();
+    // Reads that wait at the server in vain are no trouble: the connection stays.
+    let before = reads(&redis);
+    until("some reads came back empty", async || reads(&redis) >= before + 3).await;
+    assert_eq!(inbox.attachments(), 1);
     stop.cancel();
     tokio::time::timeout(Duration::from_secs(10), task).await.expect("it stops").unwrap().unwrap();
 }
