@@ -14,10 +14,12 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("state.redis", "redis"),
     ("state.sqlite", "sqlite"),
     ("pubsub.in-memory", ""),
+    ("pubsub.kafka", "kafka"),
     ("pubsub.mecha", "broker"),
     ("pubsub.redis", "redis"),
     ("bindings.cron", ""),
     ("bindings.http", ""),
+    ("bindings.kafka", "kafka"),
     ("bindings.localstorage", ""),
     ("bindings.postgresql", "postgres"),
     ("bindings.redis", "redis"),
@@ -35,6 +37,8 @@ pub fn register_all(registry: &mut Registry) {
     mecha_builtin::register(registry);
     #[cfg(feature = "broker")]
     mecha_broker::register(registry);
+    #[cfg(feature = "kafka")]
+    mecha_kafka::register(registry);
     #[cfg(feature = "mdns")]
     mecha_mdns::register(registry);
     #[cfg(feature = "postgres")]
@@ -51,6 +55,7 @@ pub fn left_out(kind: &str) -> Option<&'static str> {
     let (_, feature) = KNOWN.iter().find(|(known, _)| known.eq_ignore_ascii_case(kind))?;
     let compiled_in = match *feature {
         "broker" => cfg!(feature = "broker"),
+        "kafka" => cfg!(feature = "kafka"),
         "mdns" => cfg!(feature = "mdns"),
         "postgres" => cfg!(feature = "postgres"),
         "redis" => cfg!(feature = "redis"),

@@ -1,9 +1,10 @@
 //! The servers that entries name as `{server:NAME}`: one of each for all entries, started
 //! when the first one needs it.
 
-use mecha_testkit::servers::{Postgres, Redis};
+use mecha_testkit::servers::{Kafka, Postgres, Redis};
 use parking_lot::Mutex;
 
+static KAFKA: Mutex<Option<Kafka>> = Mutex::new(None);
 static REDIS: Mutex<Option<Redis>> = Mutex::new(None);
 static POSTGRES: Mutex<Option<Postgres>> = Mutex::new(None);
 
@@ -22,6 +23,7 @@ CREATE TRIGGER changes AFTER INSERT OR UPDATE OR DELETE ON settings FOR EACH ROW
 /// What is missing for a server of this name, with what to do about it.
 pub(crate) fn missing(name: &str) -> Option<String> {
     match name {
+        "kafka" => Kafka::missing().map(|install| format!("Apache Kafka is not installed ({install})")),
         "redis" => Redis::missing().map(|install| format!("redis-server is not installed ({install})")),
         "postgres" => Postgres::missing().map(|install| format!("postgresql is not installed ({install})")),
         _ => panic!("conformance/manifest.toml names the unknown server '{name}'"),
@@ -31,6 +33,13 @@ pub(crate) fn missing(name: &str) -> Option<String> {
 /// The address of the server of this name.
 pub(crate) fn address(name: &str) -> String {
     match name {
+        "kafka" => {
+            let mut kafka = KAFKA.lock();
+            if kafka.is_none() {
+                *kafka = Kafka::start();
+            }
+            kafka.as_ref().map(Kafka::address).unwrap_or_default()
+        }
         "redis" => {
             let mut redis = REDIS.lock();
             if redis.is_none() {
@@ -92,6 +101,7 @@ fn literal(text: &str) -> String {
 
 /// Ends what was started.
 pub(crate) fn stop() {
+    drop(KAFKA.lock().take());
     drop(REDIS.lock().take());
     drop(POSTGRES.lock().take());
 }

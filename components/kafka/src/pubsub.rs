@@ -1,0 +1,116 @@
+//! `pubsub.kafka`: topics of a Kafka cluster, read by consumer groups.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use mecha_components_api::{
+    BuildCx, BulkPublish, BulkReply, CancellationToken, Component, ConfigErrors, Deliver, Field, FieldType, Metadata,
+    Prepared, PubSub, PubSubCaps, Publish, Registration, Result, Subscribe,
+};
+
+use crate::config::{KafkaConfig, kafka_fields};
+use crate::producer::Producer;
+use crate::record::{Outgoing, check_topic};
+use crate::subscription::Subscription;
+
+/// Most records of one partition at an app that takes bulk deliveries.
+const LARGEST_BATCH: usize = 1000;
+
+const FIELDS: &[Field] = kafka_fields!["true";];
+
+/// How `register` makes it known.
+pub(crate) fn registration() -> Registration<dyn PubSub> {
+    Registration {
+        kind: "pubsub.kafka",
+        aliases: &[],
+        versions: &["v1"],
+        summary: "Topics of Apache Kafka, each partition in its order, with consumer groups",
+        fields: FIELDS,
+        prepare,
+    }
+}
+
+struct PreparedKafka(KafkaConfig);
+
+/// The broker.
+#[derive(Debug)]
+struct KafkaPubSub {
+    config: Arc<KafkaConfig>,
+    component: Arc<str>,
+    group: Arc<str>,
+    producer: Producer,
+    closed: CancellationToken,
+}
+
+fn prepare(md: &Metadata, _version: &str) -> std::result::Result<Box<dyn Prepared<dyn PubSub>>, ConfigErrors> {
+    let mut errors = ConfigErrors::new();
+    let config = KafkaConfig::read(md, &mut errors, true);
+    errors.finish(Box::new(PreparedKafka(config)) as Box<dyn Prepared<dyn PubSub>>)
+}
+
+#[async_trait]
+impl Prepared<dyn PubSub> for PreparedKafka {
+    async fn build(self: Box<Self>, cx: &BuildCx) -> Result<Arc<dyn PubSub>> {
+        let config = Arc::new(self.0);
+        Ok(Arc::new(KafkaPubSub {
+            group: config.group(&cx.app_id).into(),
+            component: Arc::clone(&cx.name),
+            producer: Producer::open(Arc::clone(&config), &cx.name).await?,
+            closed: CancellationToken::new(),
+            config,
+        }))
+    }
+}
+
+#[async_trait]
+impl Component for KafkaPubSub {
+    async fn ping(&self) -> Result<()> {
+        self.producer.ping().await
+    }
+
+    async fn close(&self) {
+        self.closed.cancel();
+        self.producer.close();
+    }
+}
+
+#[async_trait]
+impl PubSub for KafkaPubSub {
+    fn caps(&self) -> PubSubCaps {
+        PubSubCaps { subscribe_wildcards: false, message_ttl: false, bulk: true, durable: true, redelivers: true }
+    }
+
+    async fn publish(&self, msg: Publish<'_>) -> Result<()> {
+        let out = Outgoing::new(msg.topic, &msg.data, msg.metadata, &self.config.headers)?;
+        self.producer.send(out).await
+    }
+
+    async fn subscribe(&self, sub: Subscribe, to: Arc<dyn Deliver>, stop: CancellationToken) -> Result<()> {
+        check_topic(&sub.topic)?;
+        let subscription = Subscription {
+            config: Arc::clone(&self.config),
+            component: Arc::clone(&self.component),
+            group: Arc::clone(&self.group),
+            topics: vec![sub.topic.into()],
+            window: sub.bulk.map_or(1, |(messages, _)| messages.clamp(1, LARGEST_BATCH)),
+            to,
+            stop,
+            closed: self.closed.clone(),
+        };
+        subscription.run().await;
+        Ok(())
+    }
+
+    fn bulk(&self) -> Option<&dyn BulkPublish> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl BulkPublish for KafkaPubSub {
+    async fn publish_many(&self, batch: Vec<Publish<'_>>) -> Result<BulkReply> {
+        let rules = &self.config.headers;
+        let records = batch.iter().map(|msg| Outgoing::new(msg.topic, &msg.data, msg.metadata, rules));
+        Ok(self.producer.send_all(records).await)
+    }
+}

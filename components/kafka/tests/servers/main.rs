@@ -1,0 +1,11 @@
+//! The components on a real broker: order, groups, faults, ledger and logins.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod binding;
+mod faults;
+mod groups;
+mod ledger;
+mod logins;
+mod pubsub;
+mod support;
