@@ -39,11 +39,12 @@ readonly STAGES=(
   "fuzz|everything that reads bytes from outside, under mutated ones"
   "conformance|every component through the cases of its building block"
   "black-box|the real mechad over HTTP and gRPC"
+  "drain|restarts, replacements and stops under load: nothing fails, nothing is lost"
   "sdks|unmodified official SDKs in five languages"
   "example|the shop of the README runs and ends by itself"
 )
 # Stages that start binaries of this checkout.
-readonly NEED_BUILD=" arrows codegen docs fuzz conformance black-box sdks example "
+readonly NEED_BUILD=" arrows codegen docs fuzz conformance black-box drain sdks example "
 
 # ---- Stages ----
 
@@ -142,6 +143,8 @@ stage_fuzz() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test fuzz; }
 stage_conformance() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test conformance; }
 
 stage_black-box() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test api; }
+
+stage_drain() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test drain; }
 
 stage_sdks() { bash tests/sdk/run.sh; }
 

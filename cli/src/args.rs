@@ -31,6 +31,7 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     List(ListArgs),
     Stop(StopArgs),
+    Upgrade(UpgradeArgs),
     Logs(LogsArgs),
     Invoke(InvokeArgs),
     Publish(PublishArgs),
@@ -221,6 +222,32 @@ pub(crate) struct StopArgs {
     pub(crate) all: bool,
     /// How long to wait for the end, such as 30s
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+}
+
+/// Replace running sidecars in place, for example after an installation of a newer version.
+///
+/// A new sidecar is built beside the running one, takes its listening sockets over and lets it finish its calls: no
+/// connection is refused, no request fails, the app notices nothing. When the new one does not get ready, the old one
+/// goes on.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    mecha upgrade --app-id orders\n  mecha upgrade --all\n  mecha upgrade orders --mechad ./target/release/mechad")]
+pub(crate) struct UpgradeArgs {
+    /// Id of an app whose sidecar is replaced; may be repeated
+    #[arg(long = "app-id", short = 'a', value_name = "ID")]
+    pub(crate) app_ids: Vec<String>,
+    /// Ids of apps
+    #[arg(value_name = "ID")]
+    pub(crate) ids: Vec<String>,
+    /// The sidecars of everything `mecha run` runs, one after the other
+    #[arg(long, conflicts_with_all = ["app_ids", "ids"])]
+    pub(crate) all: bool,
+    /// The program to run from now on [default: as `mecha run` finds it]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) mechad: Option<PathBuf>,
+    /// How long one replacement may take, such as 30s
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = duration)]
     pub(crate) timeout: Duration,
 }
 

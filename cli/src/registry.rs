@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// More than this is no file of ours.
 const MAX_RECORD_BYTES: u64 = 256 * 1024;
+/// The kernel takes 107 bytes, and a draft of the name is a little longer.
+const MAX_SOCKET_PATH: usize = 100;
 /// How often to look again when a record is replaced while it is read.
 const READ_ATTEMPTS: usize = 8;
 
@@ -47,9 +49,31 @@ pub(crate) struct Record {
     pub(crate) started: String,
     pub(crate) app_log: PathBuf,
     pub(crate) sidecar_log: PathBuf,
+    /// Where a successor of the sidecar gets its sockets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) handover: Option<PathBuf>,
     pub(crate) resources: Vec<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) config: Option<PathBuf>,
+}
+
+/// A wish to replace a sidecar in place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct UpgradeRequest {
+    /// The program to run from now on.
+    pub(crate) mechad: PathBuf,
+}
+
+/// What became of an [`UpgradeRequest`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct UpgradeOutcome {
+    /// The sidecar that runs now.
+    pub(crate) sidecar_pid: i32,
+    /// Why it still is the one before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
 }
 
 impl Record {
@@ -60,6 +84,48 @@ impl Record {
     /// The file whose presence asks the owning mecha to end this one app.
     pub(crate) fn stop_request(&self, home: &Home) -> PathBuf {
         home.run().join(format!("{}-{}.stop", self.app_id, self.cli_pid))
+    }
+
+    fn upgrade_request(&self, home: &Home) -> PathBuf {
+        self.stop_request(home).with_extension("upgrade")
+    }
+
+    fn upgraded(&self, home: &Home) -> PathBuf {
+        self.stop_request(home).with_extension("upgraded")
+    }
+
+    /// The socket at which this app's sidecar hands over to its successor; none where the path does not fit.
+    pub(crate) fn handover_socket(&self, home: &Home) -> Option<PathBuf> {
+        let path = self.stop_request(home).with_extension("sock");
+        (path.as_os_str().len() <= MAX_SOCKET_PATH).then_some(path)
+    }
+
+    /// Asks the owning mecha to replace the sidecar.
+    pub(crate) fn ask_upgrade(&self, home: &Home, request: &UpgradeRequest) -> Result<()> {
+        // What an earlier wish left behind is no answer to this one.
+        let _ = fs::remove_file(self.upgraded(home));
+        place(&self.upgrade_request(home), request)?;
+        self.signal(Signal::USR1)
+    }
+
+    /// Takes the wish back.
+    pub(crate) fn withdraw_upgrade(&self, home: &Home) {
+        let _ = fs::remove_file(self.upgrade_request(home));
+    }
+
+    /// The answer, once.
+    pub(crate) fn upgrade_outcome(&self, home: &Home) -> Option<UpgradeOutcome> {
+        take(&self.upgraded(home))
+    }
+
+    /// The wish, once: for the owning mecha.
+    pub(crate) fn take_upgrade(&self, home: &Home) -> Option<UpgradeRequest> {
+        take(&self.upgrade_request(home))
+    }
+
+    /// Answers it.
+    pub(crate) fn answer_upgrade(&self, home: &Home, outcome: &UpgradeOutcome) -> Result<()> {
+        place(&self.upgraded(home), outcome)
     }
 
     /// Asks the owning mecha to end everything it runs.
@@ -106,6 +172,12 @@ impl Registration {
         Ok(Self { path, stop_request: record.stop_request(home), _file: file })
     }
 
+    /// Writes the record anew.
+    pub(crate) fn update(&mut self, record: &Record) -> Result<()> {
+        self._file = write_locked(&self.path, record)?;
+        Ok(())
+    }
+
     /// Whether somebody asked to end this app.
     pub(crate) fn stop_requested(path: &Path) -> bool {
         path.exists()
@@ -116,8 +188,29 @@ impl Drop for Registration {
     fn drop(&mut self) {
         // Best effort: what stays behind is stale and swept by the next reader.
         let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_file(&self.stop_request);
+        for kind in ["stop", "upgrade", "upgraded"] {
+            let _ = fs::remove_file(self.stop_request.with_extension(kind));
+        }
     }
+}
+
+/// Writes a small file under its name at once.
+fn place(path: &Path, value: &impl Serialize) -> Result<()> {
+    let failed =
+        |error: &dyn std::fmt::Display| CliError::new("upgrade", format!("cannot write {}: {error}", path.display()));
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".new");
+    let text = serde_json::to_vec(value).map_err(|error| failed(&error))?;
+    fs::write(&draft, text).map_err(|error| failed(&error))?;
+    fs::rename(&draft, path).map_err(|error| failed(&error))
+}
+
+/// Reads a small file and removes it.
+fn take<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+    let mut text = Vec::new();
+    File::open(path).ok()?.take(MAX_RECORD_BYTES).read_to_end(&mut text).ok()?;
+    let _ = fs::remove_file(path);
+    serde_json::from_slice(&text).ok()
 }
 
 /// Writes the record under a lock, and only then under its name: a reader never sees half a record, nor one
@@ -156,7 +249,9 @@ pub(crate) fn list(home: &Home) -> Result<Vec<Record>> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("json") => records.extend(read(&path)),
             // A request outlives its app only if the app died before it saw the request.
-            Some("stop") if !path.with_extension("json").exists() => drop(fs::remove_file(&path)),
+            Some("stop" | "upgrade" | "upgraded" | "sock") if !path.with_extension("json").exists() => {
+                drop(fs::remove_file(&path))
+            }
             _ => {}
         }
     }

@@ -244,6 +244,10 @@ pub struct Options {
     pub log: LogOptions,
     /// Strict mode.
     pub strict: Strict,
+    /// Socket of the hand-over to a successor; `None`: off.
+    pub handover: Option<PathBuf>,
+    /// Take over from the daemon at [`Options::handover`].
+    pub takeover: bool,
     /// `MECHA_HOME`.
     pub home: Option<PathBuf>,
     /// The environment.

@@ -9,6 +9,7 @@ mod events;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod grpc;
+pub mod handover;
 pub mod http;
 pub mod logging;
 pub mod peer;

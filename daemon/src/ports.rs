@@ -20,6 +20,7 @@ pub use metrics::serve_metrics;
 pub use unix::{SocketFile, socket_path};
 
 use crate::cli::{BoundPorts, Options, stable_peer_port};
+use crate::handover::{Inherited, Role};
 
 /// Connections the kernel holds for us while we are busy; it caps this itself.
 const BACKLOG: i32 = 4096;
@@ -80,37 +81,106 @@ pub struct BindError {
 struct Server {
     name: &'static str,
     flag: &'static str,
+    role: Role,
 }
 
-const HTTP: Server = Server { name: "HTTP API", flag: "--dapr-http-port" };
-const GRPC: Server = Server { name: "gRPC API", flag: "--dapr-grpc-port" };
-const INTERNAL: Server = Server { name: "internal gRPC server", flag: "--dapr-internal-grpc-port" };
-const PUBLIC: Server = Server { name: "public HTTP server", flag: "--dapr-public-port" };
-const METRICS: Server = Server { name: "metrics server", flag: "--metrics-port" };
-const PROFILING: Server = Server { name: "profiling server", flag: "--profile-port" };
+const HTTP: Server = Server { name: "HTTP API", flag: "--dapr-http-port", role: Role::Http };
+const GRPC: Server = Server { name: "gRPC API", flag: "--dapr-grpc-port", role: Role::Grpc };
+const INTERNAL: Server =
+    Server { name: "internal gRPC server", flag: "--dapr-internal-grpc-port", role: Role::Internal };
+const PUBLIC: Server = Server { name: "public HTTP server", flag: "--dapr-public-port", role: Role::Public };
+const METRICS: Server = Server { name: "metrics server", flag: "--metrics-port", role: Role::Metrics };
+const PROFILING: Server = Server { name: "profiling server", flag: "--profile-port", role: Role::Profiling };
+
+/// Sockets of the daemon before, used where they are what would be bound.
+struct Heritage(Vec<Inherited>);
 
 impl Listeners {
     /// Binds all servers the options ask for.
     pub fn bind(options: &Options) -> Result<Self, BindError> {
+        Self::bind_beside(options, Vec::new())
+    }
+
+    /// Takes what fits of `inherited` and binds the rest.
+    pub fn bind_beside(options: &Options, inherited: Vec<Inherited>) -> Result<Self, BindError> {
+        let mut from = Heritage(inherited);
         let mut warnings = Vec::new();
-        let (http, http_port) = api(HTTP, options, options.http_port, "http", &mut warnings)?;
-        let (grpc, grpc_port) = api(GRPC, options, options.grpc_port, "grpc", &mut warnings)?;
-        let internal = internal(options)?;
+        let (http, http_port) = api(&mut from, HTTP, options, options.http_port, "http", &mut warnings)?;
+        let (grpc, grpc_port) = api(&mut from, GRPC, options, options.grpc_port, "grpc", &mut warnings)?;
+        let internal = internal(&mut from, options)?;
         let internal_port = port(&internal);
         let public = match options.public_port {
-            Some(port) => Some(one(PUBLIC, &options.public_listen_address, port)?),
+            Some(port) => Some(one(&mut from, PUBLIC, &options.public_listen_address, port)?),
             None => None,
         };
         let metrics = match options.metrics.enabled {
-            true => Some(one(METRICS, &options.metrics.listen_address, options.metrics.port)?),
+            true => Some(one(&mut from, METRICS, &options.metrics.listen_address, options.metrics.port)?),
             false => None,
         };
         let profiling = match options.profiling.enabled {
-            true => Some(one(PROFILING, "", options.profiling.port)?),
+            true => Some(one(&mut from, PROFILING, "", options.profiling.port)?),
             false => None,
         };
         let ports = BoundPorts { http: http_port, grpc: grpc_port, internal: internal_port };
         Ok(Self { http, grpc, internal, public, metrics, profiling, ports, warnings })
+    }
+
+    /// Duplicates of all sockets, for a successor.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn duplicates(&self) -> io::Result<Vec<Inherited>> {
+        let mut out = Vec::new();
+        for (role, listeners) in [(Role::Http, &self.http), (Role::Grpc, &self.grpc)] {
+            for listener in listeners {
+                out.push(match listener {
+                    Listener::Tcp(tcp) => Inherited { role, path: None, fd: tcp.try_clone()?.into() },
+                    #[cfg(unix)]
+                    Listener::Unix(unix, file) => {
+                        Inherited { role, path: Some(file.path().to_owned()), fd: unix.try_clone()?.into() }
+                    }
+                });
+            }
+        }
+        let others = [
+            (Role::Internal, Some(&self.internal)),
+            (Role::Public, self.public.as_ref()),
+            (Role::Metrics, self.metrics.as_ref()),
+            (Role::Profiling, self.profiling.as_ref()),
+        ];
+        for (role, listener) in others {
+            if let Some(listener) = listener {
+                out.push(Inherited { role, path: None, fd: listener.try_clone()?.into() });
+            }
+        }
+        Ok(out)
+    }
+}
+
+impl Heritage {
+    fn has(&self, role: Role) -> bool {
+        self.0.iter().any(|i| i.role == role)
+    }
+
+    /// The inherited socket at `address`; with port 0 at any port of it.
+    fn tcp(&mut self, role: Role, address: SocketAddr) -> Option<TcpListener> {
+        let fits = |i: &Inherited| {
+            let local = rustix::net::getsockname(&i.fd).ok().and_then(|a| SocketAddr::try_from(a).ok());
+            i.role == role
+                && local.is_some_and(|l| l.ip() == address.ip() && (address.port() == 0 || address.port() == l.port()))
+        };
+        let found = self.0.iter().position(fits)?;
+        let listener = TcpListener::from(self.0.swap_remove(found).fd);
+        listener.set_nonblocking(true).ok()?;
+        Some(listener)
+    }
+
+    #[cfg(unix)]
+    fn unix(&mut self, role: Role, path: &std::path::Path) -> Option<Listener> {
+        let found = self.0.iter().position(|i| i.role == role && i.path.as_deref() == Some(path))?;
+        let listener = std::os::unix::net::UnixListener::from(self.0.swap_remove(found).fd);
+        listener.set_nonblocking(true).ok()?;
+        Some(Listener::Unix(listener, SocketFile::at(path)))
     }
 }
 
@@ -133,6 +203,7 @@ impl fmt::Display for Listener {
 
 /// The listeners of one API server and its port.
 fn api(
+    from: &mut Heritage,
     server: Server,
     options: &Options,
     wanted: u16,
@@ -142,6 +213,9 @@ fn api(
     #[cfg(unix)]
     if let Some(dir) = &options.unix_domain_socket {
         let path = socket_path(dir, &options.app_id, name);
+        if let Some(listener) = from.unix(server.role, &path) {
+            return Ok((vec![listener], wanted));
+        }
         let (listener, file) = unix::bind(&path).map_err(|reason| BindError {
             server: server.name,
             address: path.display().to_string(),
@@ -153,7 +227,7 @@ fn api(
     let mut tries = if wanted == 0 { FREE_PORT_TRIES } else { 1 };
     loop {
         tries -= 1;
-        match addresses(server, options, wanted, warnings) {
+        match addresses(from, server, options, wanted, warnings) {
             // Free on the first address, taken on another: choose again.
             Err(error) if tries > 0 && error.reason.kind() == io::ErrorKind::AddrInUse => {}
             other => return other,
@@ -162,6 +236,7 @@ fn api(
 }
 
 fn addresses(
+    from: &mut Heritage,
     server: Server,
     options: &Options,
     wanted: u16,
@@ -170,7 +245,7 @@ fn addresses(
     let mut bound = Vec::new();
     let mut used = wanted;
     for address in options.listen_addresses.iter().take(MAX_ADDRESSES) {
-        match one(server, address, used) {
+        match one(from, server, address, used) {
             Ok(listener) => {
                 // With "any free port", all addresses share the first one's.
                 used = port(&listener);
@@ -190,18 +265,24 @@ fn addresses(
 }
 
 /// The given peer port, else the stable one, else any free one.
-fn internal(options: &Options) -> Result<TcpListener, BindError> {
+fn internal(from: &mut Heritage, options: &Options) -> Result<TcpListener, BindError> {
     let address = &options.internal_grpc_listen_address;
     if let Some(port) = options.internal_grpc_port {
-        return one(INTERNAL, address, port);
+        return one(from, INTERNAL, address, port);
     }
-    match one(INTERNAL, address, stable_peer_port(&options.app_id)) {
-        Err(error) if error.reason.kind() == io::ErrorKind::AddrInUse => one(INTERNAL, address, 0),
+    // The daemon before may have had to choose; others know its port.
+    let wanted = if from.has(INTERNAL.role) { 0 } else { stable_peer_port(&options.app_id) };
+    match one(from, INTERNAL, address, wanted) {
+        Err(error) if error.reason.kind() == io::ErrorKind::AddrInUse => one(from, INTERNAL, address, 0),
         other => other,
     }
 }
 
-fn one(server: Server, address: &str, port: u16) -> Result<TcpListener, BindError> {
+fn one(from: &mut Heritage, server: Server, address: &str, port: u16) -> Result<TcpListener, BindError> {
+    let mut listen = |address| match from.tcp(server.role, address) {
+        Some(listener) => Ok(listener),
+        None => listen(address),
+    };
     let fail = |reason| failure(server, address, port, reason);
     if address.is_empty() {
         // One socket for both families; where there is no IPv6, for the other alone.
@@ -343,6 +424,38 @@ mod tests {
             assert!(error.contains(&format!("127.0.0.1:{port}")) && error.contains(part), "{error}");
         }
         assert!(started.elapsed() < std::time::Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_successor_uses_the_same_sockets_and_binds_what_is_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Listeners::bind(&options(&[])).unwrap();
+        let second = options(&["--dapr-public-port=0"]);
+        let same = Listeners::bind_beside(&second, first.duplicates().unwrap()).unwrap();
+        assert_eq!(
+            (same.ports.http, same.ports.grpc, same.ports.internal),
+            (first.ports.http, first.ports.grpc, first.ports.internal)
+        );
+        assert!(same.public.is_some());
+        let port = first.ports.http;
+        drop(first);
+        assert!(std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok(), "the duplicate still listens");
+        // Another port is asked for: that one is bound.
+        let other = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let flag = format!("--dapr-http-port={other}");
+        let moved = Listeners::bind_beside(&options(&[&flag]), same.duplicates().unwrap()).unwrap();
+        assert_eq!((moved.ports.http, moved.ports.grpc), (other, same.ports.grpc));
+        let flag = format!("--unix-domain-socket={}", dir.path().display());
+        let old = Listeners::bind(&options(&[&flag])).unwrap();
+        let new = Listeners::bind_beside(&options(&[&flag]), old.duplicates().unwrap()).unwrap();
+        for listener in old.http.into_iter().chain(old.grpc) {
+            let Listener::Unix(_, file) = listener else { panic!("a unix socket was expected") };
+            file.leave();
+        }
+        let path = dir.path().join("dapr-ports-test-http.socket");
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
+        drop(new);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -248,6 +248,33 @@ impl Sidecar {
         self.child = spawn(&self.setup, &self.logs);
     }
 
+    /// Replaces it in place: starts a successor that takes its sockets over, with `more` arguments, and waits
+    /// until one of the two processes has ended. The other one is this sidecar from then on.
+    ///
+    /// # Errors
+    /// Status of the successor, which ended first.
+    pub async fn replace(&mut self, more: &[&str]) -> Result<Option<i32>, Option<i32>> {
+        let mut args = vec!["--mecha-takeover"];
+        args.extend(more);
+        self.began = self.logs.text().len();
+        let mut successor = spawn_with(&self.setup, &self.logs, &args);
+        let deadline = Instant::now() + DEADLINE * 2;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                self.child = successor;
+                return Ok(status.code());
+            }
+            if let Some(status) = successor.try_wait().unwrap() {
+                return Err(status.code());
+            }
+            if Instant::now() >= deadline {
+                let _ = successor.kill();
+                panic!("neither process has ended:\n{}", self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
@@ -332,7 +359,11 @@ impl Setup {
 }
 
 fn spawn(setup: &Setup, logs: &Logs) -> Child {
-    let mut child = setup.command().spawn().unwrap();
+    spawn_with(setup, logs, &[])
+}
+
+fn spawn_with(setup: &Setup, logs: &Logs, more: &[&str]) -> Child {
+    let mut child = setup.command().args(more).spawn().unwrap();
     logs.follow(child.stdout.take().unwrap());
     logs.follow(child.stderr.take().unwrap());
     child

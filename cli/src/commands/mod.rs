@@ -11,6 +11,7 @@ mod publish;
 mod state;
 mod stop;
 mod target;
+mod upgrade;
 mod version;
 
 use crate::args::{Cli, Command};
@@ -22,6 +23,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<u8> {
         Command::Run(args) => crate::run::run(*args).await,
         Command::List(args) => list::run(&args),
         Command::Stop(args) => stop::run(&args).await,
+        Command::Upgrade(args) => upgrade::run(&args).await,
         Command::Logs(args) => logs::run(&args).await,
         Command::Invoke(args) => invoke::run(&args).await,
         Command::Publish(args) => publish::run(&args).await,

@@ -11,7 +11,7 @@ mod spec;
 use crate::args::RunArgs;
 use crate::error::{CliError, FAILURE, OK, Result};
 use crate::home::Home;
-use crate::registry::{self, Registration};
+use crate::registry::{self, Registration, UpgradeOutcome};
 use crate::style::{self, Paint};
 use console::Console;
 use ports::PortBook;
@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 /// What all apps of a run share.
@@ -95,11 +95,14 @@ async fn supervise(shared: &Arc<Shared>, specs: Vec<AppSpec>, signals: &mut Sign
     let apps_with_command = specs.iter().filter(|spec| !spec.command.is_empty()).count();
     let mut left = apps_with_command;
     let mut stops = Vec::with_capacity(specs.len());
+    let mut upgrades = Vec::with_capacity(specs.len());
     let mut sessions = JoinSet::new();
     for (index, spec) in specs.into_iter().enumerate() {
         let (stop, stopped) = watch::channel(Stop::No);
         stops.push((session::stop_request(shared, &spec), stop));
-        let session = Session::new(Arc::clone(shared), spec, index, stopped);
+        let (upgrade, wishes) = mpsc::channel(1);
+        upgrades.push((session::identity(&spec), upgrade));
+        let session = Session::new(Arc::clone(shared), spec, index, stopped, wishes);
         sessions.spawn(session.run());
     }
     let stop_all = |stops: &[(PathBuf, watch::Sender<Stop>)], how: Stop| {
@@ -140,6 +143,16 @@ async fn supervise(shared: &Arc<Shared>, specs: Vec<AppSpec>, signals: &mut Sign
                     for (file, stop) in &stops {
                         if Registration::stop_requested(file) {
                             stop_all(&[(file.clone(), stop.clone())], Stop::Gracefully(Signal::TERM));
+                        }
+                    }
+                    for (record, upgrade) in &upgrades {
+                        if let Some(wish) = record.take_upgrade(&shared.home)
+                            && upgrade.try_send(wish).is_err()
+                        {
+                            let error = Some("another upgrade of this sidecar is under way".to_owned());
+                            let outcome = UpgradeOutcome { sidecar_pid: 0, error };
+                            // Whoever waits sees its deadline otherwise.
+                            let _ = record.answer_upgrade(&shared.home, &outcome);
                         }
                     }
                 }
@@ -199,7 +212,7 @@ async fn say_duplicates(specs: &[AppSpec], home: &Home, console: &Console, paint
 enum Request {
     /// End everything, passing this signal on.
     Stop(Signal),
-    /// End the apps that have a stop request in the run folder.
+    /// End the apps that have a stop request in the run folder, replace the sidecars that have an upgrade request there.
     StopApps,
 }
 

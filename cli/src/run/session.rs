@@ -7,17 +7,19 @@ use super::process::{Launch, Process, Stop, describe, find_program, status_code}
 use super::sidecar::{self, Start};
 use super::spec::AppSpec;
 use crate::error::{CliError, FAILURE, OK, Result};
-use crate::registry::{self, Record, Registration};
+use crate::registry::{self, Record, Registration, UpgradeOutcome, UpgradeRequest};
 use rustix::process::Signal;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// A sidecar finishes calls in flight for up to 5 s; what takes much longer hangs.
 const SIDECAR_GRACE: Duration = Duration::from_secs(10);
+/// What a sidecar that was replaced gets to finish its calls.
+const HANDOVER_GRACE: Duration = Duration::from_secs(90);
 /// A chosen port may be taken by somebody else before the sidecar binds it.
 const START_ATTEMPTS: usize = 3;
 
@@ -39,6 +41,7 @@ pub(super) struct Session {
     /// Position in the run, for the colour.
     index: usize,
     stop: watch::Receiver<Stop>,
+    upgrades: mpsc::Receiver<UpgradeRequest>,
 }
 
 /// What ended the run of an app.
@@ -55,12 +58,17 @@ struct Serving {
     ports: Ports,
     tail: Tail,
     log: PathBuf,
+    log_file: Arc<LogFile>,
 }
 
 /// The file that asks to stop this app alone.
 pub(super) fn stop_request(shared: &Shared, spec: &AppSpec) -> PathBuf {
-    let record = Record { app_id: spec.app_id.clone(), cli_pid: own_pid(), ..Record::default() };
-    record.stop_request(&shared.home)
+    identity(spec).stop_request(&shared.home)
+}
+
+/// What names the files of this app in the run folder.
+pub(super) fn identity(spec: &AppSpec) -> Record {
+    Record { app_id: spec.app_id.clone(), cli_pid: own_pid(), ..Record::default() }
 }
 
 fn own_pid() -> i32 {
@@ -68,8 +76,14 @@ fn own_pid() -> i32 {
 }
 
 impl Session {
-    pub(super) fn new(shared: Arc<Shared>, spec: AppSpec, index: usize, stop: watch::Receiver<Stop>) -> Self {
-        Self { shared, spec, index, stop }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        spec: AppSpec,
+        index: usize,
+        stop: watch::Receiver<Stop>,
+        upgrades: mpsc::Receiver<UpgradeRequest>,
+    ) -> Self {
+        Self { shared, spec, index, stop, upgrades }
     }
 
     /// Runs the app until it ends or is told to.
@@ -108,10 +122,10 @@ impl Session {
             )
             .await;
             let tail = Tail::default();
-            let mut process = self.launch_sidecar(&ports, &log, &tail)?;
+            let mut process = self.launch_sidecar(&self.shared.mechad, false, &ports, &log, &tail)?;
             let start = sidecar::wait_ready(&mut process, &endpoint, self.shared.start_timeout, &mut self.stop).await;
             if matches!(start, Start::Ready) {
-                return Ok(Some(Serving { process, ports, tail, log: log_path }));
+                return Ok(Some(Serving { process, ports, tail, log: log_path, log_file: log }));
             }
             if matches!(start, Start::Stopped | Start::Late) {
                 // Its end matters here, not how.
@@ -136,7 +150,14 @@ impl Session {
         Ok(None)
     }
 
-    fn launch_sidecar(&self, ports: &Ports, log: &Arc<LogFile>, tail: &Tail) -> Result<Process> {
+    fn launch_sidecar(
+        &self,
+        mechad: &Path,
+        takes_over: bool,
+        ports: &Ports,
+        log: &Arc<LogFile>,
+        tail: &Tail,
+    ) -> Result<Process> {
         // Warnings are worth seeing wherever the log goes, unless the user asked for a level and gets all of it.
         let level = match (self.spec.sidecar_log.on_console(), &self.spec.options.log_level) {
             (true, Some(_)) => Level::Debug,
@@ -152,23 +173,31 @@ impl Session {
             file: Some(Arc::clone(log)),
             tail: Some(tail.clone()),
         };
-        let args = sidecar::arguments(&self.spec, ports);
+        let mut args = sidecar::arguments(&self.spec, ports);
+        if let Some(socket) = identity(&self.spec).handover_socket(&self.shared.home) {
+            args.extend(["--mecha-handover".into(), socket.into()]);
+            if takes_over {
+                args.push("--mecha-takeover".into());
+            }
+        }
         let launch = Launch {
-            program: &self.shared.mechad,
+            program: mechad,
             name: sidecar::PROGRAM.as_ref(),
             args: &args,
             folder: &self.spec.folder,
             env: &sidecar::environment(&self.shared.home),
         };
-        self.shared.launcher.launch(&launch, sink.clone(), sink).map_err(|error| {
-            CliError::new("sidecar-start", format!("cannot start {}: {error}", self.shared.mechad.display()))
-        })
+        self.shared
+            .launcher
+            .launch(&launch, sink.clone(), sink)
+            .map_err(|error| CliError::new("sidecar-start", format!("cannot start {}: {error}", mechad.display())))
     }
 
     /// The app's life, once its sidecar serves. Returns the exit status.
     async fn serve(&mut self, serving: Serving) -> Result<u8> {
-        let Serving { process: mut side, ports, tail, log: sidecar_log } = serving;
-        let result = self.serve_app(&mut side, &ports, sidecar_log, &tail).await;
+        let mut serving = serving;
+        let result = self.serve_app(&mut serving).await;
+        let mut side = serving.process;
         // The sidecar goes last, so that the app can use it until its own end.
         let ended = match &result {
             Ok((End::Sidecar(_), _)) => None,
@@ -184,46 +213,111 @@ impl Session {
         result.map(|(_, status)| status)
     }
 
-    async fn serve_app(&mut self, side: &mut Process, ports: &Ports, log: PathBuf, tail: &Tail) -> Result<(End, u8)> {
-        let mut record = self.record(side, ports, log);
+    async fn serve_app(&mut self, serving: &mut Serving) -> Result<(End, u8)> {
+        let mut record = self.record(&serving.process, &serving.ports, serving.log.clone());
         let (mut app, app_log) = if self.spec.command.is_empty() {
             (None, PathBuf::new())
         } else {
             let (log, path) = self.log_file("app", "app", self.spec.app_log)?;
-            (Some(self.launch_app(ports, &log)?), path)
+            (Some(self.launch_app(&serving.ports, &log)?), path)
         };
         record.app_pid = app.as_ref().map(Process::pid);
         record.app_log = app_log;
         // Gone when this function ends, which is when the app is gone.
-        let registration = Registration::create(&self.shared.home, &record);
+        let mut registration = Registration::create(&self.shared.home, &record);
         if registration.is_ok() {
             self.say_running(&record).await;
         }
-        let end = match &registration {
-            Ok(_) => self.wait(side, app.as_mut()).await,
+        let end = match &mut registration {
+            Ok(registration) => self.watch(serving, app.as_mut(), registration, &mut record).await,
             // Without a run file nothing could list or stop the app: end it again.
             Err(_) => End::Asked(Signal::TERM),
         };
-        let status = self.end_app(&end, app, tail).await;
+        let status = self.end_app(&end, app, &serving.tail).await;
         registration.map(|_| (end, status))
     }
 
-    async fn wait(&mut self, side: &mut Process, app: Option<&mut Process>) -> End {
-        let app = async {
-            match app {
-                Some(app) => app.wait().await,
-                None => std::future::pending().await,
+    /// Waits for the end, and replaces the sidecar meanwhile whenever somebody asks for it.
+    async fn watch(
+        &mut self,
+        serving: &mut Serving,
+        mut app: Option<&mut Process>,
+        registration: &mut Registration,
+        record: &mut Record,
+    ) -> End {
+        loop {
+            let wish = tokio::select! {
+                biased;
+                end = wait(&mut self.stop, &mut serving.process, app.as_deref_mut()) => return end,
+                Some(wish) = self.upgrades.recv() => wish,
+            };
+            let outcome = match self.upgrade(serving, app.as_deref_mut(), &wish).await {
+                Ok(()) => {
+                    record.sidecar_pid = serving.process.pid();
+                    let told = registration.update(record);
+                    let text =
+                        format!("the sidecar of {} was replaced (process {})", record.app_id, record.sidecar_pid);
+                    self.say(self.shared.paint.success("ok:"), &text).await;
+                    UpgradeOutcome { sidecar_pid: record.sidecar_pid, error: told.err().map(|e| e.to_string()) }
+                }
+                Err(error) => {
+                    self.say(self.shared.paint.warning("warning:"), &error).await;
+                    UpgradeOutcome { sidecar_pid: record.sidecar_pid, error: Some(error) }
+                }
+            };
+            if let Err(error) = record.answer_upgrade(&self.shared.home, &outcome) {
+                self.say(self.shared.paint.warning("warning:"), &error.to_string()).await;
             }
-        };
-        tokio::select! {
-            biased;
-            stop = self.stop.wait_for(|stop| *stop != Stop::No) => match stop.as_deref() {
-                Ok(Stop::Gracefully(signal)) => End::Asked(*signal),
-                _ => End::Asked(Signal::TERM),
-            },
-            status = app => status.map_or_else(End::Broken, End::App),
-            status = side.wait() => status.map_or_else(End::Broken, End::Sidecar),
         }
+    }
+
+    /// Starts another sidecar that takes the sockets over, and collects the one before. What ends meanwhile is
+    /// found by the next wait.
+    async fn upgrade(
+        &mut self,
+        serving: &mut Serving,
+        app: Option<&mut Process>,
+        wish: &UpgradeRequest,
+    ) -> std::result::Result<(), String> {
+        let id = self.spec.app_id.clone();
+        let tail = Tail::default();
+        let launched = self.launch_sidecar(&wish.mechad, true, &serving.ports, &serving.log_file, &tail);
+        let mut next = launched.map_err(|error| error.to_string())?;
+        let limit = self.shared.start_timeout + HANDOVER_GRACE;
+        let failure = tokio::select! {
+            biased;
+            end = wait(&mut self.stop, &mut serving.process, app) => match end {
+                // It let go: from here on the next one is the sidecar.
+                End::Sidecar(how) => {
+                    let endpoint = sidecar::endpoint(&self.spec, &serving.ports);
+                    let limit = self.shared.start_timeout;
+                    match sidecar::wait_ready(&mut next, &endpoint, limit, &mut self.stop).await {
+                        Start::Ready | Start::Stopped => {
+                            let before = std::mem::replace(&mut serving.process, next);
+                            before.finish(&mut self.stop).await;
+                            serving.tail = tail;
+                            if !how.success() {
+                                let text = format!("the sidecar of {id} that was replaced {}", describe(how));
+                                self.say(self.shared.paint.warning("warning:"), &text).await;
+                            }
+                            return Ok(());
+                        }
+                        Start::Ended(how) => format!("the new sidecar of {id} {how}"),
+                        Start::Late => format!("the new sidecar of {id} does not get ready"),
+                    }
+                }
+                _ => format!("{id} was stopped before its sidecar was replaced"),
+            },
+            how = next.wait() => {
+                let how = how.map_or_else(|error| error.to_string(), describe);
+                format!("the new sidecar of {id} {how}; its last lines:{}", tail.show())
+            }
+            () = tokio::time::sleep(limit) => format!("the new sidecar of {id} did not take over within {limit:?}"),
+        };
+        // Its end matters here, not how.
+        let _ = next.stop(Signal::TERM, SIDECAR_GRACE, &mut self.stop).await;
+        next.finish(&mut self.stop).await;
+        Err(failure)
     }
 
     /// Ends the app if it still runs, says how things ended, and settles the exit status.
@@ -328,6 +422,7 @@ impl Session {
             started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             app_log: PathBuf::new(),
             sidecar_log,
+            handover: identity(spec).handover_socket(&self.shared.home),
             resources: spec.resources.clone(),
             config: Some(spec.config.clone()),
         }
@@ -356,6 +451,25 @@ impl Session {
 
     async fn say(&self, tag: String, message: &str) {
         self.shared.console.say(format!("{tag} {message}")).await;
+    }
+}
+
+/// Waits until somebody asks to stop, or a process ends. Cancel safe.
+async fn wait(stop: &mut watch::Receiver<Stop>, side: &mut Process, app: Option<&mut Process>) -> End {
+    let app = async {
+        match app {
+            Some(app) => app.wait().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        stop = stop.wait_for(|stop| *stop != Stop::No) => match stop.as_deref() {
+            Ok(Stop::Gracefully(signal)) => End::Asked(*signal),
+            _ => End::Asked(Signal::TERM),
+        },
+        status = app => status.map_or_else(End::Broken, End::App),
+        status = side.wait() => status.map_or_else(End::Broken, End::Sidecar),
     }
 }
 

@@ -283,6 +283,20 @@ pub const FLAGS: &[FlagDoc] = &[
         "Safer defaults; all, or parts: loopback, host-check, degrade, url-targets, secret-scopes, app-routes, sqlite-full, \
          api-rules. Else MECHA_STRICT.",
     ),
+    flag(
+        "mecha-handover",
+        Text,
+        "",
+        Mecha,
+        "Unix socket at which this daemon hands its listening sockets over to a successor; unset: none.",
+    ),
+    flag(
+        "mecha-takeover",
+        Bool,
+        "false",
+        Mecha,
+        "Take the listening sockets over from the daemon at --mecha-handover, which then leaves.",
+    ),
     flag("version", Bool, "false", Actions, "Print the version."),
     flag("build-info", Bool, "false", Actions, "Print version and commit."),
     flag("wait", Bool, "false", Actions, "Wait until a daemon on --dapr-http-port can be used, 60s at most."),

@@ -81,6 +81,11 @@ fn options(read: &mut Reader<'_>, env: Env) -> Options {
     let strict = read.strict(env.mecha_strict.as_deref());
     let unix_domain_socket = Some(read.text("unix-domain-socket")).filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let listen_addresses = read.listen_addresses(strict);
+    let handover = Some(read.text("mecha-handover")).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let takeover = read.flag("mecha-takeover");
+    if takeover && handover.is_none() {
+        read.errors.push("--mecha-takeover needs --mecha-handover, the socket of the daemon that runs".to_owned());
+    }
     let scheduler_addresses = read.raw.list("scheduler-host-address");
     let block_shutdown = read.raw.last("dapr-block-shutdown-duration").filter(|text| !text.is_empty());
     let block_shutdown = block_shutdown.is_some().then(|| read.duration("dapr-block-shutdown-duration")).flatten();
@@ -149,6 +154,8 @@ fn options(read: &mut Reader<'_>, env: Env) -> Options {
             file: Some(read.text("log-file")).filter(|file| !file.is_empty()).map(PathBuf::from),
         },
         strict,
+        handover,
+        takeover,
         home: env.mecha_home.clone(),
         warnings: std::mem::take(&mut read.warnings),
         app_id,

@@ -36,7 +36,7 @@ pub(super) fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         other => other?,
     };
     listener.set_nonblocking(true)?;
-    Ok((listener, SocketFile { path: path.to_owned(), id: id(path) }))
+    Ok((listener, SocketFile::at(path)))
 }
 
 fn id(path: &Path) -> Option<(u64, u64)> {
@@ -44,6 +44,16 @@ fn id(path: &Path) -> Option<(u64, u64)> {
 }
 
 impl SocketFile {
+    /// The file that is at `path` now.
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned(), id: id(path) }
+    }
+
+    /// Leaves the file to somebody else.
+    pub fn leave(mut self) {
+        self.id = None;
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use hyper::Request;
+use bytes::Bytes;
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
+use mecha_components_api::CancellationToken;
 use mecha_core::health::{Health, Phase};
 use mecha_core::metrics::Metrics;
 use mecha_core::{ShutdownRequest, Tasks};
@@ -22,10 +25,11 @@ use super::runtime::{Fixtures, Runtime};
 use super::stop::{self, Cause};
 use super::{app_side, fatal};
 use crate::cli::{self, Mode, Options};
+use crate::handover::{self, Departure, Door, Inherited};
 use crate::http::public;
 use crate::peer::Connected;
 use crate::ports::{self, Listener as Bound, Listeners};
-use crate::serve::{Listener, ServerLimits, serve};
+use crate::serve::{Listener, ServerLimits, serve_until};
 
 /// Added to `read-buffer-size` for the HTTP/1.1 header limit, as the incumbent does.
 const HEADER_SLACK: u64 = 4096;
@@ -37,16 +41,49 @@ pub(super) struct Live {
     current: ArcSwap<Runtime>,
 }
 
+/// A group of servers that close together.
+pub(super) struct Server {
+    /// Accept loops and connections.
+    pub(super) tasks: Tasks,
+    /// From here on nothing is accepted; see [`serve_until`].
+    pub(super) closing: CancellationToken,
+}
+
+impl Server {
+    fn new() -> Self {
+        let tasks = Tasks::new();
+        Self { closing: tasks.stopping().child_token(), tasks }
+    }
+
+    fn serve<S, B>(&self, name: &'static str, listener: Listener, service: S, limits: ServerLimits)
+    where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (tasks, closing) = (self.tasks.clone(), self.closing.clone());
+        self.tasks.spawn(name, serve_until(listener, service, limits, tasks, closing));
+    }
+}
+
 /// Everything that runs while the process does.
 pub(super) struct Servers {
     /// API and public servers.
-    pub(super) apis: Tasks,
+    pub(super) apis: Server,
     /// Peer server; stays up a little longer than the APIs.
-    pub(super) peers: Tasks,
+    pub(super) peers: Server,
     /// Metrics, until the very end.
-    pub(super) metrics: Tasks,
+    pub(super) metrics: Server,
     /// Socket files go away with these.
-    _sockets: Vec<ports::SocketFile>,
+    sockets: Vec<ports::SocketFile>,
+}
+
+impl Servers {
+    /// Leaves the socket files to a successor, who listens there.
+    pub(super) fn leave_sockets(&mut self) {
+        self.sockets.drain(..).for_each(ports::SocketFile::leave);
+    }
 }
 
 struct Signals {
@@ -83,8 +120,21 @@ impl Signals {
     }
 }
 
-/// Runs the daemon over bound listeners.
-pub(super) async fn run(options: Options, listeners: Listeners) -> ExitCode {
+/// Runs the daemon: over sockets of its own, or over those of the daemon that it replaces.
+pub(super) async fn run(options: Options) -> ExitCode {
+    // Before anything slow: a taken port is a clear error at once.
+    let (mut predecessor, inherited) = match &options.handover {
+        Some(path) if options.takeover => match handover::take_over(path, &options).await {
+            Ok((predecessor, inherited)) => (Some(predecessor), inherited),
+            Err(e) => return fatal(&e.to_string()),
+        },
+        _ => (None, Vec::new()),
+    };
+    let listeners = match Listeners::bind_beside(&options, inherited) {
+        Ok(listeners) => listeners,
+        Err(e) => return fatal(&e.to_string()),
+    };
+
     let began = Instant::now();
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
@@ -114,13 +164,68 @@ pub(super) async fn run(options: Options, listeners: Listeners) -> ExitCode {
         Err(e) => return fatal(&e),
     };
     let live = Arc::new(Live { current: ArcSwap::new(runtime.clone()) });
+    health.outbound_ready();
+    if predecessor.as_ref().is_some_and(|p| p.ready) {
+        // To clients this is one sidecar, which is ready all the time.
+        health.reached("app");
+        health.enter(Phase::Ready);
+    }
+    let duplicates = match fix.options.handover.as_ref().map(|_| listeners.duplicates()).transpose() {
+        Ok(duplicates) => duplicates,
+        Err(e) => return fatal(&format!("duplicating the listening sockets failed: {e}")),
+    };
     let servers = match start(&fix.options, listeners, &live) {
         Ok(servers) => servers,
         Err(e) => return fatal(&format!("starting the servers failed: {e}")),
     };
-    health.outbound_ready();
-    let attached = tokio::spawn(app_side::attach(runtime, fix.options.clone(), began));
-    drive(fix, live, servers, signals, attached).await
+    if let Some(predecessor) = &mut predecessor {
+        let replaced = tokio::select! {
+            replaced = predecessor.replace() => replaced.map_err(|e| e.to_string()),
+            name = signals.stop() => Err(format!("received signal '{name}' before the daemon before let go")),
+        };
+        if let Err(e) = replaced {
+            tracing::error!(target: "dapr.runtime", "Fatal error from runtime: {e}");
+            return stop::run(&fix, runtime, servers, Cause::Failure).await;
+        }
+        tracing::info!(target: "dapr.runtime", "took over from a daemon of version {}", predecessor.version);
+    }
+    runtime.name.begin();
+    let door = match door(&fix, duplicates) {
+        Ok(door) => door,
+        Err(e) if predecessor.is_none() => {
+            tracing::error!(target: "dapr.runtime", "Fatal error from runtime: {e}");
+            return stop::run(&fix, runtime, servers, Cause::Failure).await;
+        }
+        Err(e) => {
+            // The daemon before is gone: what serves must go on.
+            tracing::error!(target: "dapr.runtime", "no successor can take over from this daemon: {e}");
+            None
+        }
+    };
+    let options = fix.options.clone();
+    let attached = tokio::spawn(async move {
+        if let Some(predecessor) = predecessor {
+            predecessor.settled().await;
+        }
+        app_side::attach(runtime, options, began).await;
+    });
+    drive(fix, live, servers, signals, attached, door).await
+}
+
+/// Opens the way for a successor, where the options name one.
+fn door(fix: &Fixtures, sockets: Option<Vec<Inherited>>) -> Result<Option<Door>, String> {
+    let (Some(path), Some(sockets)) = (&fix.options.handover, sockets) else { return Ok(None) };
+    let options = &fix.options;
+    let opened = Door::open(path, &options.app_id, options.env.namespace(), fix.health.clone(), sockets);
+    opened.map(Some).map_err(|e| format!("cannot listen on {} (--mecha-handover): {e}", path.display()))
+}
+
+/// The next successor that serves.
+async fn departure(door: &mut Option<Door>) -> Departure {
+    match door {
+        Some(door) => door.departure().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The lines that say what starts.
@@ -145,6 +250,7 @@ async fn drive(
     servers: Servers,
     mut signals: Signals,
     mut attached: JoinHandle<()>,
+    mut door: Option<Door>,
 ) -> ExitCode {
     loop {
         let runtime = live.current.load_full();
@@ -168,6 +274,27 @@ async fn drive(
                     }
                 }
             },
+            mut successor = departure(&mut door) => {
+                if let Err(e) = successor.leave().await {
+                    tracing::warn!(target: "dapr.runtime", "the successor is gone, this process goes on: {e}");
+                    continue;
+                }
+                attached.abort();
+                let runtime = live.current.load_full();
+                runtime.name.hand_on();
+                let leaving = stop::hand_over(&fix, runtime, servers, successor);
+                drop(door);
+                return tokio::select! {
+                    code = leaving => code,
+                    name = signals.stop() => {
+                        tracing::error!(
+                            target: "dapr.runtime",
+                            "Received signal '{name}' during shutdown; exiting immediately"
+                        );
+                        ExitCode::FAILURE
+                    }
+                };
+            }
             asked = requests.wait_for(|r| *r != ShutdownRequest::None) => match asked.map(|r| *r) {
                 Ok(ShutdownRequest::Forced) => {
                     tracing::warn!(
@@ -182,6 +309,8 @@ async fn drive(
             }
         };
         attached.abort();
+        // Its duplicates would keep the sockets open when the servers have closed theirs.
+        drop(door);
         let stopping = stop::run(&fix, live.current.load_full(), servers, cause);
         return tokio::select! {
             code = stopping => code,
@@ -204,6 +333,9 @@ async fn rebuild(fix: &Fixtures, live: &Live, attached: &mut JoinHandle<()>) -> 
     attached.abort();
     stop::settle_inputs(&old).await;
     live.current.store(next.clone());
+    // Same name, same address: taking it back later would take the next one's back.
+    old.name.hand_on();
+    next.name.begin();
     *attached = tokio::spawn(app_side::attach(next, fix.options.clone(), began));
     // Requests that began on the old runtime finish there.
     tokio::spawn(async move { stop::retire(old).await });
@@ -212,7 +344,8 @@ async fn rebuild(fix: &Fixtures, live: &Live, attached: &mut JoinHandle<()>) -> 
 
 fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Result<Servers> {
     let Listeners { http, grpc, internal, public: public_listener, metrics, profiling, .. } = listeners;
-    let mut servers = Servers { apis: Tasks::new(), peers: Tasks::new(), metrics: Tasks::new(), _sockets: Vec::new() };
+    let mut servers =
+        Servers { apis: Server::new(), peers: Server::new(), metrics: Server::new(), sockets: Vec::new() };
     let header_bytes = usize::try_from(options.read_buffer_size + HEADER_SLACK).unwrap_or(usize::MAX);
     let api_limits = ServerLimits {
         header_bytes,
@@ -240,24 +373,24 @@ fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Resul
                 tracing::info!(target: "dapr.runtime.http", "HTTP server listening on UNIX socket: {bound}");
             }
         }
-        let listener = usable(bound, &mut servers._sockets)?;
+        let listener = usable(bound, &mut servers.sockets)?;
         let live = live.clone();
         let service = service_fn(move |req: Request<Incoming>| {
             let http = live.current.load().http.clone();
             async move { http.handle(req).await }
         });
-        servers.apis.spawn("HTTP API", serve(listener, service, api_limits, servers.apis.clone()));
+        servers.apis.serve("HTTP API", listener, service, api_limits);
     }
     tracing::info!(target: "dapr.runtime", "HTTP server is running on port {}", options.http_port);
     let grpc_limits = crate::grpc::limits(u32::try_from(options.read_buffer_size).unwrap_or(u32::MAX));
     for bound in grpc {
-        let listener = usable(bound, &mut servers._sockets)?;
+        let listener = usable(bound, &mut servers.sockets)?;
         let live = live.clone();
         let service = service_fn(move |req: Request<Incoming>| {
             let grpc = live.current.load().grpc.clone();
             async move { Service::call(&grpc, req).await }
         });
-        servers.apis.spawn("gRPC API", serve(listener, service, grpc_limits, servers.apis.clone()));
+        servers.apis.serve("gRPC API", listener, service, grpc_limits);
     }
     tracing::info!(target: "dapr.runtime.grpc.api", "API gRPC server is running on port {}", options.grpc_port);
     if let Some(listener) = public_listener {
@@ -267,12 +400,12 @@ fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Resul
             async move { public(core, req).await }
         });
         let limits = ServerLimits { http1_only: true, ..api_limits };
-        servers.apis.spawn("public HTTP", serve(Listener::Tcp(tcp(listener)?), service, limits, servers.apis.clone()));
+        servers.apis.serve("public HTTP", Listener::Tcp(tcp(listener)?), service, limits);
     }
     if let Some(listener) = profiling {
         let service = service_fn(|_: Request<Incoming>| async { Ok::<_, Infallible>(crate::http::no_profiles()) });
         let limits = ServerLimits { http1_only: true, ..api_limits };
-        servers.apis.spawn("profiling", serve(Listener::Tcp(tcp(listener)?), service, limits, servers.apis.clone()));
+        servers.apis.serve("profiling", Listener::Tcp(tcp(listener)?), service, limits);
     }
     let address = internal.local_addr()?;
     tracing::info!(
@@ -284,16 +417,14 @@ fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Resul
         let peers = peer_live.current.load().peers.clone();
         async move { Ok::<_, Infallible>(peers.handle(&Connected::default(), req).await) }
     });
-    servers
-        .peers
-        .spawn("peer server", serve(Listener::Tcp(tcp(internal)?), service, grpc_limits, servers.peers.clone()));
+    servers.peers.serve("peer server", Listener::Tcp(tcp(internal)?), service, grpc_limits);
     if let Some(listener) = metrics {
         tracing::info!(target: "dapr.metrics", "metrics server started on {}", listener.local_addr()?);
         let live = live.clone();
         let scrape: Arc<dyn Fn() -> String + Send + Sync> =
             Arc::new(move || Metrics::encode(&live.current.load().core.metrics));
-        let stop = servers.metrics.stopping().clone();
-        servers.metrics.spawn("metrics server", async move {
+        let stop = servers.metrics.closing.clone();
+        servers.metrics.tasks.spawn("metrics server", async move {
             if let Err(e) = ports::serve_metrics(listener, scrape, stop).await {
                 tracing::error!(target: "dapr.metrics", "the metrics server ended: {e}");
             }

@@ -18,7 +18,6 @@ use tokio::runtime::{Builder, Runtime as Tokio};
 
 use crate::cli::{self, Action, Env, Options};
 use crate::logging::{LogIdentity, Logging};
-use crate::ports::Listeners;
 
 /// What `--wait` waits at most.
 const WAIT_LIMIT: Duration = Duration::from_secs(60);
@@ -103,13 +102,7 @@ fn logged(options: Options) -> ExitCode {
         Ok(tokio) => tokio,
         Err(e) => return fatal(&format!("starting the async runtime failed: {e}")),
     };
-    let code = tokio.block_on(async {
-        // Before anything slow: a taken port is a clear error at once.
-        match Listeners::bind(&options) {
-            Ok(listeners) => live::run(options, listeners).await,
-            Err(e) => fatal(&e.to_string()),
-        }
-    });
+    let code = tokio.block_on(live::run(options));
     // Blocking work that is stuck must not hold the exit up.
     tokio.shutdown_timeout(Duration::from_millis(200));
     code

@@ -1,8 +1,9 @@
 //! Name resolution: which resolver, and the announcement of this sidecar.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use mecha_components_api::{BuildCx, Instance, Lookup, Metadata, NameResolver, Registry};
+use mecha_components_api::{BuildCx, CancellationToken, Instance, Lookup, Metadata, NameResolver, Registry};
 use mecha_core::Tasks;
 use mecha_resources::Configuration;
 
@@ -11,6 +12,9 @@ use super::settings;
 /// Names a SQLite file that sidecars of one machine find each other by, where the Configuration
 /// names no resolver. Multicast does not work everywhere; a file does.
 pub(super) const REGISTRY_VARIABLE: &str = "MECHA_NAME_REGISTRY";
+
+/// What taking a name back may take.
+const WITHDRAW_LIMIT: Duration = Duration::from_secs(1);
 
 /// Builds the resolver of this run.
 ///
@@ -43,14 +47,64 @@ pub(super) async fn build(
     Ok(resolver)
 }
 
-/// Makes this sidecar known until `tasks` stop.
-pub(super) fn announce(resolver: Arc<dyn NameResolver>, me: Instance, tasks: &Tasks) {
-    let stop = tasks.stopping().clone();
-    tasks.spawn("name announcement", async move {
-        let app_id = me.app_id.clone();
-        let up = Box::new(move || tracing::debug!(target: "dapr.runtime", "app id {app_id} is announced"));
-        if let Err(e) = resolver.announce(me, up, stop).await {
-            tracing::error!(target: "dapr.runtime", "other sidecars cannot find this one by name: {e}");
+/// How this sidecar is known to others by name: not yet, then until it is withdrawn or handed on.
+#[derive(Debug, Default)]
+pub(super) struct Announcement {
+    begin: CancellationToken,
+    withdraw: CancellationToken,
+    hand_on: CancellationToken,
+    done: CancellationToken,
+}
+
+impl Announcement {
+    /// Prepares the announcement of `me`; nobody is told before [`Announcement::begin`].
+    pub(super) fn prepare(resolver: Arc<dyn NameResolver>, me: Instance, tasks: &Tasks) -> Self {
+        let this = Self::default();
+        let (begin, hand_on) = (this.begin.clone(), this.hand_on.clone());
+        let (withdraw, stop) = (this.withdraw.clone(), tasks.stopping().clone());
+        let done = this.done.clone().drop_guard();
+        tasks.spawn("name announcement", async move {
+            let _done = done;
+            tokio::select! {
+                () = begin.cancelled() => {}
+                () = stop.cancelled() => return,
+            }
+            let app_id = me.app_id.clone();
+            let up = Box::new(move || tracing::debug!(target: "dapr.runtime", "app id {app_id} is announced"));
+            let until = withdraw.clone();
+            let announced = async {
+                tokio::select! {
+                    ended = resolver.announce(me, up, until) => ended,
+                    // Taken back in the same way as when it is withdrawn.
+                    never = async { stop.cancelled().await; withdraw.cancel(); std::future::pending().await } => never,
+                }
+            };
+            tokio::select! {
+                ended = announced => if let Err(e) = ended {
+                    tracing::error!(target: "dapr.runtime", "other sidecars cannot find this one by name: {e}");
+                },
+                // Somebody else answers under the same name and address now: there is nothing to take back.
+                () = hand_on.cancelled() => {}
+            }
+        });
+        this
+    }
+
+    /// Makes this sidecar known.
+    pub(super) fn begin(&self) {
+        self.begin.cancel();
+    }
+
+    /// Takes the name back, so that others stop calling, and waits until that is done.
+    pub(super) async fn withdraw(&self) {
+        self.withdraw.cancel();
+        if self.begin.is_cancelled() {
+            let _ = tokio::time::timeout(WITHDRAW_LIMIT, self.done.cancelled()).await;
         }
-    });
+    }
+
+    /// Leaves the name to a successor at the same address.
+    pub(super) fn hand_on(&self) {
+        self.hand_on.cancel();
+    }
 }

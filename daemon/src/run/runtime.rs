@@ -43,6 +43,8 @@ pub(super) struct Runtime {
     pub(super) gate: Arc<Gate>,
     pub(super) subscriptions: Vec<mecha_resources::Subscription>,
     telemetry: Mutex<Option<Telemetry>>,
+    /// How others find this sidecar; begins once it serves.
+    pub(super) name: names::Announcement,
     /// Connections to peers and the announcement; they outlive the APIs.
     outgoing: Tasks,
 }
@@ -173,16 +175,17 @@ impl Runtime {
             clock: Arc::new(SystemClock),
         };
         let local = vars(names::REGISTRY_VARIABLE).filter(|p| !p.is_empty());
-        match names::build(&registry, config, local, &build_cx).await {
+        let name = match names::build(&registry, config, local, &build_cx).await {
             Ok(resolver) => {
                 invoke.set_resolver(Some(resolver.clone()));
-                names::announce(resolver, instance(fix, &identity), &outgoing);
+                names::Announcement::prepare(resolver, instance(fix, &identity), &outgoing)
             }
             Err(e) if options.strict.degrade => {
                 tracing::error!(target: "dapr.runtime", "other apps cannot be found by name: {e}");
+                names::Announcement::default()
             }
             Err(e) => return Err(e),
-        }
+        };
 
         let proxy = Arc::new(GrpcProxy::new(
             invoke.clone(),
@@ -238,6 +241,7 @@ impl Runtime {
             peers,
             gate,
             telemetry: Mutex::new(Some(telemetry)),
+            name,
             outgoing,
         };
         if let Err(e) = loader.load_all(docs.components).await {

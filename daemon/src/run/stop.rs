@@ -4,12 +4,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mecha_core::Tasks;
 use mecha_core::health::Phase;
 use tokio::time::timeout;
 
-use super::live::{Servers, enter};
+use super::live::{Server, Servers, enter};
 use super::runtime::{Fixtures, Runtime};
+use crate::handover::Departure;
 
 /// What pub/sub gets to finish the messages in flight.
 const PUBSUB_DRAIN: Duration = Duration::from_secs(30);
@@ -17,6 +17,12 @@ const PUBSUB_DRAIN: Duration = Duration::from_secs(30);
 const INPUT_DRAIN: Duration = Duration::from_secs(30);
 /// What the API servers get to finish the calls in flight.
 const API_DRAIN: Duration = Duration::from_secs(10);
+/// How long HTTP/1 clients get to hear `Connection: close` before their idle connections are closed.
+const FAREWELL: Duration = Duration::from_millis(250);
+/// The same where a successor serves already and nobody waits for the end.
+const HANDOVER_FAREWELL: Duration = Duration::from_secs(3);
+/// What calls in flight get where a successor serves already.
+const HANDOVER_DRAIN: Duration = Duration::from_secs(60);
 /// How often the app's health is looked at while the stop is blocked.
 const BLOCK_PAUSE: Duration = Duration::from_millis(50);
 /// How long calls of a replaced runtime may go on.
@@ -62,6 +68,33 @@ pub(super) async fn run(fix: &Fixtures, runtime: Arc<Runtime>, servers: Servers,
     ExitCode::SUCCESS
 }
 
+/// Ends the process beside a successor that serves on the same sockets. Health stays as it is: to
+/// clients this is one sidecar.
+pub(super) async fn hand_over(
+    fix: &Fixtures,
+    runtime: Arc<Runtime>,
+    mut servers: Servers,
+    mut successor: Departure,
+) -> ExitCode {
+    tracing::info!(target: "dapr.runtime", "the successor serves, this process finishes its calls and ends");
+    servers.leave_sockets();
+    let inputs = async {
+        settle_inputs(&runtime).await;
+        successor.settled().await;
+        // Streams have to end before their servers can.
+        runtime.core.tasks.stop();
+    };
+    let apis = bounded(&servers.apis, "API servers", HANDOVER_FAREWELL, HANDOVER_DRAIN);
+    let peers = bounded(&servers.peers, "peer server", Duration::ZERO, HANDOVER_DRAIN);
+    let metrics = bounded(&servers.metrics, "metrics server", Duration::ZERO, API_DRAIN);
+    tokio::join!(inputs, apis, peers, metrics);
+    enter(&fix.health, Phase::Drained);
+    runtime.close().await;
+    enter(&fix.health, Phase::Stopped);
+    tracing::info!(target: "dapr.runtime", "handed over and ended");
+    ExitCode::SUCCESS
+}
+
 /// Keeps all APIs serving, without input, until the time is over or the app is unhealthy.
 async fn block(fix: &Fixtures, runtime: &Runtime, limit: Duration) {
     tracing::info!(
@@ -99,22 +132,28 @@ pub(super) async fn settle_inputs(runtime: &Runtime) {
 
 async fn stages(fix: &Fixtures, runtime: Arc<Runtime>, servers: Servers) {
     enter(&fix.health, Phase::Draining);
-    settle_inputs(&runtime).await;
+    // Others choose another instance from now on.
+    tokio::join!(runtime.name.withdraw(), settle_inputs(&runtime));
     // Streams have to end before their servers can.
     runtime.core.tasks.stop();
     // The app may call while it finishes, and peers until they have seen the goodbye.
-    bounded(&servers.apis, "API servers").await;
-    bounded(&servers.peers, "peer server").await;
+    bounded(&servers.apis, "API servers", FAREWELL, API_DRAIN).await;
+    bounded(&servers.peers, "peer server", Duration::ZERO, API_DRAIN).await;
     enter(&fix.health, Phase::Drained);
     runtime.close().await;
     tracing::info!(target: "dapr.runtime", "Dapr runtime stopped");
-    bounded(&servers.metrics, "metrics server").await;
+    bounded(&servers.metrics, "metrics server", Duration::ZERO, API_DRAIN).await;
     enter(&fix.health, Phase::Stopped);
 }
 
-async fn bounded(tasks: &Tasks, what: &str) {
-    if timeout(API_DRAIN, tasks.shut_down()).await.is_err() {
-        tracing::warn!(target: "dapr.runtime", "{what}: some calls did not end in {API_DRAIN:?} and are cut off");
+/// Closes a group of servers: `farewell` for clients to hear of it, `drain` for calls in flight.
+async fn bounded(server: &Server, what: &str, farewell: Duration, drain: Duration) {
+    server.closing.cancel();
+    if timeout(farewell, server.tasks.ended()).await.is_ok() {
+        return;
+    }
+    if timeout(drain, server.tasks.shut_down()).await.is_err() {
+        tracing::warn!(target: "dapr.runtime", "{what}: some calls did not end in {drain:?} and are cut off");
     }
 }
 

@@ -1,0 +1,13 @@
+//! What clients and messages notice of a stop, a restart or a replacement: nothing.
+//!
+//! Loops have a size for the gate and, with `MECHA_TEST_LONG=1`, a long one.
+
+#![allow(clippy::unwrap_used, reason = "a test ends by panicking")]
+
+mod handover;
+mod ledger;
+mod load;
+mod rolling;
+mod stop;
+mod support;
+mod upgrade;
