@@ -40,6 +40,12 @@ pub trait OnBindingEvent: Send + Sync + 'static {
 /// A source of events.
 #[async_trait]
 pub trait InputBinding: Component {
+    /// Whether events wait at the source until somebody reads them, so that a source that is
+    /// left should be read until it is empty.
+    fn keeps_events(&self) -> bool {
+        false
+    }
+
     /// Reads until `stop` fires, then settles what is in flight and returns `Ok`.
     async fn read(&self, to: Arc<dyn OnBindingEvent>, stop: CancellationToken) -> Result<()>;
 }

@@ -20,6 +20,14 @@ pub trait Component: Send + Sync + fmt::Debug + 'static {
         Ok(())
     }
 
+    /// Names the place whose data this instance works on, the same text in every process and
+    /// without secrets: a server and database, a file. Two instances at one place see the same
+    /// data; for a broker, also the same reading progress. `None` when nobody else sees the
+    /// data, or when the place cannot be told.
+    fn place(&self) -> Option<String> {
+        None
+    }
+
     /// Releases everything. Idempotent; called once after the last user is gone.
     async fn close(&self) {}
 }

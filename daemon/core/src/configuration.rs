@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use mecha_components_api::{CancellationToken, Changes, ErrorKind, Metadata};
+use mecha_components_api::{CancellationToken, Changes, ConfigItem, ErrorKind, Metadata};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -16,6 +16,9 @@ use crate::tasks::Tasks;
 
 /// Changes that may wait for a slow receiver before the store is held back.
 const PENDING_CHANGES: usize = 64;
+/// What reading both instances of a store that is swapped may take, and what its differences
+/// may wait for a slow receiver.
+const COMPARE_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// The configuration API.
 #[derive(Debug)]
@@ -29,6 +32,12 @@ pub struct ConfigurationApi {
 struct Watch {
     store: String,
     stop: CancellationToken,
+    /// Ends the reading of the present instance only.
+    reading: CancellationToken,
+    keys: Vec<String>,
+    metadata: Metadata,
+    /// The reader has the strong one, so that the receiver learns when it ends.
+    out: mpsc::WeakSender<Changes>,
 }
 
 /// A running watch. Dropping it ends the watch.
@@ -103,14 +112,78 @@ impl ConfigurationApi {
         let (out, changes) = mpsc::channel(PENDING_CHANGES);
         let id = uuid::Uuid::new_v4().to_string();
         let stop = self.tasks.stopping().child_token();
-        self.watches.lock().insert(id.clone(), Watch { store: store.to_owned(), stop: stop.clone() });
-        let (name, ends) = (store.to_owned(), stop.clone());
+        let reading = stop.child_token();
+        let watch = Watch {
+            store: store.to_owned(),
+            stop: stop.clone(),
+            reading: reading.clone(),
+            keys: keys.clone(),
+            metadata: metadata.clone(),
+            out: out.downgrade(),
+        };
+        self.watches.lock().insert(id.clone(), watch);
+        self.read(h, keys, metadata, out, reading);
+        Ok(Subscription { id, changes, watches: self.watches.clone(), stop })
+    }
+
+    /// Moves the watches of a store to its next instance and sends what differs there. Each is
+    /// on the new instance before it leaves the old one. Returns how many there are.
+    pub async fn follow(&self, before: &ConfigurationHandle, next: &Arc<ConfigurationHandle>) -> usize {
+        let name = next.info.name.as_ref();
+        let mut moved = Vec::new();
+        {
+            let mut watches = self.watches.lock();
+            for watch in watches.values_mut().filter(|w| w.store == name) {
+                let Some(out) = watch.out.upgrade() else { continue };
+                let old = std::mem::replace(&mut watch.reading, watch.stop.child_token());
+                moved.push((watch.keys.clone(), watch.metadata.clone(), out, old, watch.reading.clone()));
+            }
+        }
+        let count = moved.len();
+        for (keys, metadata, out, old, reading) in moved {
+            self.read(next.clone(), keys.clone(), metadata.clone(), out.clone(), reading);
+            let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+            let read = |h: &'_ ConfigurationHandle| {
+                let inner = h.inner.clone();
+                let (names, metadata) = (&names, &metadata);
+                async move { tokio::time::timeout(COMPARE_LIMIT, inner.get(names, metadata)).await.ok()?.ok() }
+            };
+            if let (Some(was), Some(mut now)) = tokio::join!(read(before), read(next)) {
+                for key in was.keys().filter(|key| !now.contains_key(*key)).cloned().collect::<Vec<_>>() {
+                    now.insert(key, ConfigItem::default());
+                }
+                now.retain(|key, item| was.get(key).is_none_or(|old| old.value != item.value));
+                if !now.is_empty() {
+                    let _ = tokio::time::timeout(COMPARE_LIMIT, out.send(now)).await;
+                }
+            }
+            old.cancel();
+        }
+        count
+    }
+
+    /// Ends the watches of a store that is gone.
+    pub fn forget(&self, store: &str) {
+        let mut watches = self.watches.lock();
+        for watch in watches.values().filter(|w| w.store == store) {
+            watch.stop.cancel();
+        }
+        watches.retain(|_, w| w.store != store);
+    }
+
+    fn read(
+        &self,
+        h: Arc<ConfigurationHandle>,
+        keys: Vec<String>,
+        metadata: Metadata,
+        out: mpsc::Sender<Changes>,
+        ends: CancellationToken,
+    ) {
         self.tasks.spawn("configuration watch", async move {
             if let Err(e) = h.inner.watch(keys, metadata, out, ends).await {
-                tracing::error!(target: "dapr.runtime", "watching configuration store {name} failed: {e}");
+                tracing::error!(target: "dapr.runtime", "watching configuration store {} failed: {e}", h.info.name);
             }
         });
-        Ok(Subscription { id, changes, watches: self.watches.clone(), stop })
     }
 
     /// Ends a watch.

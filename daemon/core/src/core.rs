@@ -20,6 +20,7 @@ use crate::pubsub::PubSubApi;
 use crate::secrets::SecretsApi;
 use crate::state::StateApi;
 use crate::store::Store;
+use crate::swap::Swaps;
 use crate::tasks::Tasks;
 use crate::trace::Tracer;
 
@@ -87,6 +88,8 @@ pub struct Core {
     pub invoke: Arc<Invoke>,
     /// Metadata API.
     pub metadata: MetadataApi,
+    /// Receipts of changes at run time.
+    pub swaps: Arc<Swaps>,
     /// Allow and deny lists.
     pub api_rules: ArcSwap<ApiRules>,
     shutdown: watch::Sender<ShutdownRequest>,
@@ -100,6 +103,7 @@ impl Core {
         let me = Arc::new(identity);
         let store = Arc::new(Store::default());
         let tasks = Tasks::new();
+        let swaps = Arc::new(Swaps::new(metrics.clone()));
         Self {
             state: StateApi::new(store.clone(), me.clone()),
             pubsub: PubSubApi::new(store.clone(), me.clone(), metrics.clone(), tracer.clone(), tasks.clone())
@@ -108,7 +112,8 @@ impl Core {
             secrets: SecretsApi::new(store.clone()),
             configuration: ConfigurationApi::new(store.clone(), tasks.clone()),
             lock: LockApi::new(store.clone()),
-            metadata: MetadataApi::new(me.clone(), store.clone()),
+            metadata: MetadataApi::new(me.clone(), store.clone(), swaps.clone()),
+            swaps,
             api_rules: ArcSwap::default(),
             shutdown: watch::Sender::new(ShutdownRequest::None),
             app,

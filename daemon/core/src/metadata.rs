@@ -9,6 +9,7 @@ use crate::app::AppSubscription;
 use crate::identity::Identity;
 use crate::pubsub::Source;
 use crate::store::{Info, Store};
+use crate::swap::Swaps;
 
 /// Version of the incumbent whose contract this daemon keeps; `runtimeVersion` of the metadata API.
 pub const COMPATIBLE_VERSION: &str = "1.18.0";
@@ -78,6 +79,7 @@ pub struct Document {
 pub struct MetadataApi {
     me: Arc<Identity>,
     store: Arc<Store>,
+    swaps: Arc<Swaps>,
     fixed: RwLock<Fixed>,
     extended: RwLock<BTreeMap<String, String>>,
 }
@@ -85,8 +87,8 @@ pub struct MetadataApi {
 impl MetadataApi {
     /// The API over the live snapshot.
     #[must_use]
-    pub fn new(me: Arc<Identity>, store: Arc<Store>) -> Self {
-        Self { me, store, fixed: RwLock::default(), extended: RwLock::default() }
+    pub fn new(me: Arc<Identity>, store: Arc<Store>, swaps: Arc<Swaps>) -> Self {
+        Self { me, store, swaps, fixed: RwLock::default(), extended: RwLock::default() }
     }
 
     /// Sets what does not change while the runtime lives.
@@ -113,6 +115,9 @@ impl MetadataApi {
         extended.insert("mecha.version".into(), env!("CARGO_PKG_VERSION").into());
         for (name, degraded) in &snapshot.degraded {
             extended.insert(format!("mecha.degraded.{name}"), degraded.cause.as_ref().to_owned());
+        }
+        for refused in self.swaps.refused() {
+            extended.insert(format!("mecha.refused.{}.{}", refused.kind, refused.name), refused.reason);
         }
         Document {
             id: self.me.app_id.as_ref().to_owned(),

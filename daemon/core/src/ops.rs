@@ -6,6 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use mecha_components_api::{Error, Result};
 use mecha_resiliency::CallClass;
 
@@ -72,10 +73,16 @@ pub struct Ops(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    outbound: Guarded,
-    inbound: Guarded,
+    policies: ArcSwap<Both>,
     counted: [OpMetrics; Operation::COUNTED.len()],
     named: HashMap<Box<str>, OpMetrics>,
+}
+
+/// The policies of both directions; replaced as a pair when Resiliency documents change.
+#[derive(Debug, Default)]
+struct Both {
+    outbound: Guarded,
+    inbound: Guarded,
 }
 
 impl Ops {
@@ -92,7 +99,8 @@ impl Ops {
             Some(block) => Operation::COUNTED.map(|op| metrics.operation(block, component, op.as_str())),
             None => Default::default(),
         };
-        Self(Arc::new(Inner { outbound, inbound, counted, named: HashMap::new() }))
+        let policies = ArcSwap::from_pointee(Both { outbound, inbound });
+        Self(Arc::new(Inner { policies, counted, named: HashMap::new() }))
     }
 
     /// For an output binding, whose operations are its own.
@@ -102,13 +110,22 @@ impl Ops {
             .iter()
             .map(|op| ((*op).into(), metrics.operation(OpBlock::OutputBinding, component, op)))
             .collect();
-        Self(Arc::new(Inner { outbound, named, ..Inner::default() }))
+        let policies = ArcSwap::from_pointee(Both { outbound, inbound: Guarded::none() });
+        Self(Arc::new(Inner { policies, named, ..Inner::default() }))
     }
 
     /// The policy for events of the component on their way to the app.
     #[must_use]
-    pub fn inbound(&self) -> &Guarded {
-        &self.0.inbound
+    pub fn inbound(&self) -> Guarded {
+        self.0.policies.load().inbound.clone()
+    }
+
+    /// Puts other policies over the calls that begin from now on. Breakers go on where those
+    /// of the policies before stand.
+    pub fn set_policies(&self, outbound: Guarded, inbound: Guarded) {
+        let before = self.0.policies.load_full();
+        let (outbound, inbound) = (outbound.after(&before.outbound), inbound.after(&before.inbound));
+        self.0.policies.store(Arc::new(Both { outbound, inbound }));
     }
 
     /// Runs one component call under the component's outbound policy. `idempotent` says
@@ -142,7 +159,9 @@ impl Ops {
         Fut: Future<Output = Result<T>>,
     {
         let began = Instant::now();
-        let result = self.0.outbound.run("", CallClass { idempotent }, |_| call()).await.map_err(Error::from);
+        // A copy of nothing, or of one pointer: a policy that is replaced lets this call end under it.
+        let outbound = self.0.policies.load().outbound.clone();
+        let result = outbound.run("", CallClass { idempotent }, |_| call()).await.map_err(Error::from);
         if let Some(metrics) = metrics {
             metrics.record(result.is_ok(), began.elapsed());
         }

@@ -40,7 +40,7 @@ struct Inner {
     metrics: Observer,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Observer {
     timeout: PolicyMetrics,
     retry: PolicyMetrics,
@@ -59,6 +59,20 @@ impl Guarded {
     #[must_use]
     pub fn is_none(&self) -> bool {
         self.inner.is_none()
+    }
+
+    /// The same policy, whose breakers go on where those of `before` stand.
+    #[must_use]
+    pub fn after(self, before: &Self) -> Self {
+        let (Some(inner), Some(before)) = (&self.inner, &before.inner) else { return self };
+        let guard = inner.policy.guard_after(&before.policy);
+        match guard {
+            None => self,
+            Some(guard) => {
+                let policy = inner.policy.guarded_by(guard);
+                Self { inner: Some(Arc::new(Inner { policy, metrics: inner.metrics.clone() })) }
+            }
+        }
     }
 
     /// Whether a failed call may be sent again, so that its body has to be kept.
@@ -229,6 +243,17 @@ impl Policies {
         }
         let app_defaults = named.has_defaults(&APP_LEVELS);
         (Self { named, app_defaults, metrics, apps: Mutex::default() }, mistakes)
+    }
+
+    /// Lets the breakers over calls to apps go on where those of `before` stand.
+    pub fn continue_apps(&self, before: &Self) {
+        let known: Vec<(String, Guarded)> = before.apps.lock().iter().map(|(id, g)| (id.clone(), g.clone())).collect();
+        for (id, old) in known {
+            let new = self.app(&id).after(&old);
+            if let Some(slot) = self.apps.lock().get_mut(&id) {
+                *slot = new;
+            }
+        }
     }
 
     /// Calls to a component.

@@ -148,13 +148,14 @@ impl StateApi {
         let h = self.handle(cx, store)?;
         let full = encode(&h, store, key)?;
         let req = GetState { key: &full, consistency, metadata };
-        h.ops.run(cx, Operation::Get, true, || h.inner.get(req)).await.map_err(|e| {
+        let found = h.ops.run(cx, Operation::Get, true, || h.inner.get(req)).await.map_err(|e| {
             rich(
                 ApiError::component(Code::StateGet, &e, format!("fail to get {key} from state store {store}: {e}")),
                 store,
                 "ERR_STATE_GET",
             )
-        })
+        })?;
+        Ok(found.map(|item| shown(&h, item)))
     }
 
     /// Reads several keys: one answer per key asked, in that order. `parallelism` ≤ 0 means
@@ -189,7 +190,8 @@ impl StateApi {
             }
         };
         let answers = keys.into_iter().zip(results);
-        Ok(answers.map(|(key, r)| BulkItem { key, result: r.map_err(|e| e.to_string()) }).collect())
+        let shown = |found: Option<Item>| found.map(|item| shown(&h, item));
+        Ok(answers.map(|(key, r)| BulkItem { key, result: r.map(shown).map_err(|e| e.to_string()) }).collect())
     }
 
     /// Saves items: one alone, or several independently of each other.
@@ -213,11 +215,12 @@ impl StateApi {
             prepared.push((full, ttl));
         }
         let calls = items.iter().zip(&prepared).map(|(item, (key, ttl))| {
-            let req = set(item, key, *ttl);
-            h.ops.run(cx, Operation::Set, req.etag.is_none(), {
-                let inner = &h.inner;
-                move || inner.set(req.clone())
-            })
+            let req = set(&h, item, key, *ttl);
+            let (inner, ops) = (&h.inner, &h.ops);
+            async move {
+                let req = req?;
+                ops.run(cx, Operation::Set, req.etag.is_none(), || inner.set(req.clone())).await
+            }
         });
         join(bounded(calls, DEFAULT_PARALLELISM).await).map_err(|e| wrap(&e))
     }
@@ -229,11 +232,12 @@ impl StateApi {
     pub async fn delete(&self, cx: &Cx, store: &str, item: DeleteItem) -> Result<(), ApiError> {
         let h = self.handle(cx, store)?;
         let full = encode(&h, store, &item.key)?;
-        let req = del(&item, &full);
-        h.ops.run(cx, Operation::Delete, req.etag.is_none(), || h.inner.delete(req)).await.map_err(|e| {
+        let wrap = |e: Error| {
             let text = format!("failed deleting state with key {}: {}", item.key, etag_text(&e));
             rich(ApiError::component(Code::StateDelete, &e, text), store, "ERR_STATE_DELETE")
-        })
+        };
+        let req = del(&h, &item, &full).map_err(wrap)?;
+        h.ops.run(cx, Operation::Delete, req.etag.is_none(), || h.inner.delete(req)).await.map_err(wrap)
     }
 
     /// Deletes several keys, independently of each other.
@@ -244,9 +248,12 @@ impl StateApi {
         let h = self.handle(cx, store)?;
         let full = items.iter().map(|i| encode(&h, store, &i.key)).collect::<Result<Vec<_>, _>>()?;
         let calls = items.iter().zip(&full).map(|(item, key)| {
-            let req = del(item, key);
-            let inner = &h.inner;
-            h.ops.run(cx, Operation::BulkDelete, req.etag.is_none(), move || inner.delete(req))
+            let req = del(&h, item, key);
+            let (inner, ops) = (&h.inner, &h.ops);
+            async move {
+                let req = req?;
+                ops.run(cx, Operation::BulkDelete, req.etag.is_none(), || inner.delete(req)).await
+            }
         });
         join(bounded(calls, DEFAULT_PARALLELISM).await).map_err(|e| {
             let text = format!("failed deleting state in state store {store}: {}", etag_text(&e));
@@ -312,10 +319,11 @@ impl StateApi {
             .iter()
             .zip(&keys)
             .map(|(op, (key, ttl))| match op {
-                TxOp::Upsert(item) => TransactOp::Set(set(item, key, *ttl)),
-                TxOp::Delete(item) => TransactOp::Delete(del(item, key)),
+                TxOp::Upsert(item) => set(&h, item, key, *ttl).map(TransactOp::Set),
+                TxOp::Delete(item) => del(&h, item, key).map(TransactOp::Delete),
             })
-            .collect();
+            .collect::<Result<_, _>>()
+            .map_err(|e| wrap(&e))?;
         let idempotent = batch.iter().all(|op| match op {
             TransactOp::Set(s) => s.etag.is_none(),
             TransactOp::Delete(d) => d.etag.is_none(),
@@ -351,8 +359,9 @@ impl StateApi {
             rich(ApiError::component(Code::StateQuery, &e, text), store, "DAPR_STATE_QUERY_FAILED")
                 .with_shape(Shape::Rich)
         })?;
-        let hits =
-            page.items.into_iter().map(|(key, item)| QueryHit { key: h.extra.decode(&key).to_owned(), item }).collect();
+        let hit =
+            |(key, item): (String, Item)| QueryHit { key: h.extra.keys.decode(&key).to_owned(), item: shown(&h, item) };
+        let hits = page.items.into_iter().map(hit).collect();
         Ok(QueryReply { hits, token: page.token })
     }
 }
@@ -370,7 +379,7 @@ pub fn unknown_operation(name: &str) -> ApiError {
 }
 
 fn encode(h: &StateHandle, store: &str, key: &str) -> Result<String, ApiError> {
-    h.extra.encode(key).map_err(|message| {
+    h.extra.keys.encode(key).map_err(|message| {
         ApiError::malformed(message.clone())
             .with_http_message(format!("api error: code = InvalidArgument desc = {message}"))
             .with_detail(Detail::BadRequest { field: key.to_owned(), description: message })
@@ -379,31 +388,38 @@ fn encode(h: &StateHandle, store: &str, key: &str) -> Result<String, ApiError> {
     })
 }
 
-fn set<'a>(item: &'a SaveItem, key: &'a str, ttl: Option<Ttl>) -> SetState<'a> {
-    SetState {
+fn set<'a>(h: &StateHandle, item: &'a SaveItem, key: &'a str, ttl: Option<Ttl>) -> Result<SetState<'a>, Error> {
+    Ok(SetState {
         key,
         value: item.value.clone(),
-        etag: given(item.etag.as_deref()),
+        etag: given(h, item.etag.as_deref())?,
         concurrency: item.concurrency,
         consistency: item.consistency,
         ttl,
         content_type: item.metadata.get_non_empty("contentType"),
         metadata: &item.metadata,
-    }
+    })
 }
 
-fn del<'a>(item: &'a DeleteItem, key: &'a str) -> DeleteState<'a> {
-    DeleteState {
+fn del<'a>(h: &StateHandle, item: &'a DeleteItem, key: &'a str) -> Result<DeleteState<'a>, Error> {
+    Ok(DeleteState {
         key,
-        etag: given(item.etag.as_deref()),
+        etag: given(h, item.etag.as_deref())?,
         concurrency: item.concurrency,
         consistency: item.consistency,
         metadata: &item.metadata,
-    }
+    })
 }
 
-fn given(etag: Option<&str>) -> Option<&str> {
-    etag.filter(|e| !e.is_empty())
+/// The store's own ETag of what the caller sent.
+fn given<'e>(h: &StateHandle, etag: Option<&'e str>) -> Result<Option<&'e str>, Error> {
+    etag.filter(|e| !e.is_empty()).map(|e| h.extra.etags.given(e)).transpose()
+}
+
+/// An item as the caller gets it.
+fn shown(h: &StateHandle, mut item: Item) -> Item {
+    item.etag = h.extra.etags.out(item.etag);
+    item
 }
 
 /// Reads `ttlInSeconds`: positive expires, zero or negative never does, empty is not given.

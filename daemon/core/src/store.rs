@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use mecha_components_api::{
-    Component, ConfigurationStore, Error, InputBinding, LockStore, Metadata, OutputBinding, PubSub, SecretStore,
-    StateStore,
+    CancellationToken, Component, ConfigurationStore, Error, InputBinding, LockStore, Metadata, OutputBinding, PubSub,
+    SecretStore, StateStore,
 };
 use tokio::time::Instant;
 
+use crate::etag::EtagMark;
 use crate::keys::KeyScheme;
 use crate::ops::Ops;
 use crate::pubsub::scopes::TopicScopes;
@@ -69,8 +70,17 @@ pub struct TopicRules {
     pub namespace_prefix: Option<Arc<str>>,
 }
 
+/// State settings that the runtime applies for every store.
+#[derive(Clone, Debug)]
+pub struct StateRules {
+    /// How the app's keys become the store's.
+    pub keys: KeyScheme,
+    /// What ETags tell of the store they are from.
+    pub etags: EtagMark,
+}
+
 /// A state store in use.
-pub type StateHandle = Handle<dyn StateStore, KeyScheme>;
+pub type StateHandle = Handle<dyn StateStore, StateRules>;
 /// A broker in use.
 pub type PubSubHandle = Handle<dyn PubSub, TopicRules>;
 /// An input binding in use, with its document metadata (`route`, `direction`).
@@ -209,17 +219,25 @@ pub async fn drain<C, X>(handle: Arc<Handle<C, X>>, grace: Duration) -> bool
 where
     C: Component + ?Sized,
 {
+    drain_until(handle, grace, &CancellationToken::new()).await == 0
+}
+
+/// As [`drain`], and does not wait any longer once `stopping` fires. Returns how many still used it.
+pub async fn drain_until<C, X>(handle: Arc<Handle<C, X>>, grace: Duration, stopping: &CancellationToken) -> u64
+where
+    C: Component + ?Sized,
+{
     let deadline = Instant::now() + grace;
     let mut pause = Duration::from_millis(1);
     // In-flight calls hold clones. Polling a counter costs nothing while no swap is under way,
     // whereas a guard object would cost every call.
-    while Arc::strong_count(&handle) > 1 && Instant::now() < deadline {
+    while Arc::strong_count(&handle) > 1 && Instant::now() < deadline && !stopping.is_cancelled() {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(50));
     }
-    let idle = Arc::strong_count(&handle) == 1;
+    let left = (Arc::strong_count(&handle) - 1) as u64;
     handle.inner.close().await;
-    idle
+    left
 }
 
 /// The error text of a component that should run and does not.

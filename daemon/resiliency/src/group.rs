@@ -47,6 +47,12 @@ impl BreakerGroup {
         &self.spec
     }
 
+    /// Breakers that are kept at most.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// A group with other settings whose breakers go on where those of this one stand.
     #[must_use]
     pub fn with_spec(&self, spec: BreakerSpec, capacity: usize) -> Self {

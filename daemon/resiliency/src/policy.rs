@@ -197,6 +197,26 @@ impl Policy {
         self
     }
 
+    /// The breakers of `before` under the settings of this policy; `None` where the two do not
+    /// have the same kind of guard.
+    #[must_use]
+    pub fn guard_after(&self, before: &Self) -> Option<Guard> {
+        match (&self.guard, &before.guard) {
+            (Guard::One(new), Guard::One(old)) if new.spec() == old.spec() => Some(Guard::One(Arc::clone(old))),
+            (Guard::One(new), Guard::One(old)) => Some(Guard::One(Arc::new(old.with_spec(new.spec().clone())))),
+            (Guard::Each(new), Guard::Each(old)) => {
+                Some(Guard::Each(Arc::new(old.with_spec(new.spec().clone(), new.capacity()))))
+            }
+            _ => None,
+        }
+    }
+
+    /// The same policy with another guard.
+    #[must_use]
+    pub fn guarded_by(&self, guard: Guard) -> Self {
+        Self::with_guard(Arc::clone(&self.name), self.timeout, self.retry.clone(), guard)
+    }
+
     /// Whether it does nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,5 +1,6 @@
 //! Input bindings: sources that run while the app takes their events.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,12 +11,15 @@ use mecha_components_api::{
 };
 use mecha_resiliency::{CallClass, Failure};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::app::{AppChannel, AppError, BindingReply};
 use crate::core::Core;
 use crate::cx::{Cx, Front, TraceHeaders};
 use crate::metrics::OpMetrics;
+use crate::pubsub::busy::Busy;
 use crate::store::InputHandle;
+use crate::swap::Drained;
 use crate::tasks::Tasks;
 use crate::trace::{SpanKind, TraceContext};
 
@@ -24,12 +28,41 @@ const RETRY_FIRST: Duration = Duration::from_millis(200);
 /// Longest such pause.
 const RETRY_MOST: Duration = Duration::from_secs(10);
 
+/// What a source that keeps events has to be silent for before it counts as empty.
+const EMPTY: Duration = Duration::from_secs(2);
+/// Longest wait for a source that takes another's place to be attached.
+const ATTACH: Duration = Duration::from_secs(2);
+/// Pause between two looks whether a source has become idle.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// The input bindings of a runtime.
 #[derive(Debug)]
 pub struct Inputs {
     probe_limit: Duration,
-    running: Mutex<Option<Tasks>>,
+    state: Mutex<State>,
 }
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whether the app takes events.
+    on: bool,
+    running: HashMap<Box<str>, Reading>,
+}
+
+/// One source that runs.
+#[derive(Debug)]
+struct Reading {
+    handle: Arc<InputHandle>,
+    tasks: Tasks,
+    busy: Arc<Busy>,
+    /// True once the source is attached, or the app said that it takes no events.
+    settled: watch::Receiver<bool>,
+}
+
+/// A source that another one took the place of, or that is to go. Both read until it ends.
+#[derive(Debug)]
+#[must_use = "the old source goes on until it is left"]
+pub struct Leaving(Reading);
 
 struct Source {
     core: Arc<Core>,
@@ -37,6 +70,8 @@ struct Source {
     handle: Arc<InputHandle>,
     route: String,
     metrics: OpMetrics,
+    busy: Arc<Busy>,
+    settled: watch::Sender<bool>,
 }
 
 /// The app's failure, as the inbound policy sees it.
@@ -64,42 +99,107 @@ impl Inputs {
     /// Nothing runs yet. `probe_limit` bounds one question to the app whether it takes a binding.
     #[must_use]
     pub fn new(probe_limit: Duration) -> Self {
-        Self { probe_limit, running: Mutex::default() }
+        Self { probe_limit, state: Mutex::default() }
     }
 
     /// Starts every input binding that the app takes. Asking goes on in the background until the
     /// app gives a definite answer, so an app may start as late as it likes.
     pub fn start(&self, core: &Arc<Core>) {
-        let Ok(app) = core.app().cloned() else { return };
-        let mut running = self.running.lock();
-        if running.is_some() {
-            return;
-        }
-        let tasks = core.tasks.child();
+        let mut state = self.state.lock();
+        state.on = true;
         for (name, handle) in &core.store.snapshot().input {
-            let metadata = &handle.extra;
-            let route = metadata.get_non_empty("route").map_or_else(|| format!("/{name}"), str::to_owned);
-            let declared =
-                metadata.get("direction").is_some_and(|d| d.to_lowercase().split(',').any(|d| d.trim() == "input"));
-            let source = Source {
-                core: core.clone(),
-                app: app.clone(),
-                handle: handle.clone(),
-                route,
-                metrics: core.metrics.input_binding(name),
-            };
-            let (limit, group) = (self.probe_limit, tasks.clone());
-            tasks.spawn("input binding", async move { Arc::new(source).run(declared, limit, group).await });
+            if !state.running.contains_key(name)
+                && let Some(reading) = self.launch(core, handle.clone())
+            {
+                state.running.insert(name.clone(), reading);
+            }
         }
-        *running = Some(tasks);
     }
 
     /// Stops the sources; events in flight are finished first.
     pub async fn stop(&self) {
-        let tasks = self.running.lock().take();
-        if let Some(tasks) = tasks {
-            tasks.shut_down().await;
+        let running = {
+            let mut state = self.state.lock();
+            state.on = false;
+            std::mem::take(&mut state.running)
+        };
+        running.values().for_each(|reading| reading.tasks.stop());
+        join_all(running.values().map(|reading| reading.tasks.shut_down())).await;
+    }
+
+    /// Starts a source that is new, or beside the one whose place it takes, and waits a moment
+    /// until it is attached. Nothing happens while the app takes no events.
+    pub async fn replace(&self, core: &Arc<Core>, handle: Arc<InputHandle>) -> Option<Leaving> {
+        let (mut settled, before) = {
+            let mut state = self.state.lock();
+            if !state.on {
+                return None;
+            }
+            let reading = self.launch(core, handle)?;
+            let settled = reading.settled.clone();
+            (settled, state.running.insert(reading.handle.info.name.as_ref().into(), reading))
+        };
+        if before.is_some() {
+            let _ = tokio::time::timeout(ATTACH, settled.wait_for(|s| *s)).await;
         }
+        before.map(Leaving)
+    }
+
+    /// Takes a source that is to go off the list.
+    pub fn remove(&self, name: &str) -> Option<Leaving> {
+        self.state.lock().running.remove(name).map(Leaving)
+    }
+
+    fn launch(&self, core: &Arc<Core>, handle: Arc<InputHandle>) -> Option<Reading> {
+        let app = core.app().ok()?.clone();
+        let tasks = core.tasks.child();
+        let (name, metadata) = (&handle.info.name, &handle.extra);
+        let route = metadata.get_non_empty("route").map_or_else(|| format!("/{name}"), str::to_owned);
+        let declared =
+            metadata.get("direction").is_some_and(|d| d.to_lowercase().split(',').any(|d| d.trim() == "input"));
+        let busy = Arc::new(Busy::default());
+        let (sender, settled) = watch::channel(false);
+        let source = Source {
+            core: core.clone(),
+            app,
+            handle: handle.clone(),
+            route,
+            metrics: core.metrics.input_binding(name),
+            busy: busy.clone(),
+            settled: sender,
+        };
+        let (limit, group) = (self.probe_limit, tasks.clone());
+        tasks.spawn("input binding", async move { Arc::new(source).run(declared, limit, group).await });
+        Some(Reading { handle, tasks, busy, settled })
+    }
+}
+
+impl Leaving {
+    /// Events in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.0.busy.running()
+    }
+
+    /// Lets the source go: one that keeps events is read until it is empty where `read_on` says
+    /// so. Events in flight are finished; all within `deadline`.
+    pub async fn drain(self, read_on: bool, deadline: Duration) -> Drained {
+        let Reading { handle, tasks, busy, .. } = self.0;
+        let (in_flight, before) = (busy.running(), busy.given_back());
+        let limit = tokio::time::Instant::now() + deadline;
+        let mut emptied = None;
+        if read_on && handle.inner.keeps_events() {
+            while !busy.idle_for(EMPTY) && tokio::time::Instant::now() < limit && !tasks.stopping().is_cancelled() {
+                tokio::time::sleep(LOOK).await;
+            }
+            emptied = Some(busy.idle_for(EMPTY));
+        }
+        tasks.stop();
+        let left = limit.saturating_duration_since(tokio::time::Instant::now()).max(RETRY_FIRST);
+        let finished = tokio::time::timeout(left, tasks.shut_down()).await.is_ok();
+        let failed = if finished { 0 } else { busy.running().max(1) };
+        let redelivered = busy.given_back() - before;
+        Drained { in_flight, finished: in_flight.saturating_sub(failed), redelivered, failed, emptied }
     }
 }
 
@@ -108,6 +208,7 @@ impl Source {
         let name = self.handle.info.name.clone();
         let stop = tasks.stopping().clone();
         if !declared && !self.wanted(limit, &stop).await {
+            self.settled.send_replace(true);
             return;
         }
         let mut pause = RETRY_FIRST;
@@ -179,7 +280,12 @@ impl Source {
 
 #[async_trait]
 impl OnBindingEvent for Source {
+    fn attached(&self) {
+        self.settled.send_replace(true);
+    }
+
     async fn event(&self, event: BindingEvent) -> Result<Option<Bytes>> {
+        let _busy = self.busy.enter();
         let name = &self.handle.info.name;
         let parent =
             event.metadata.get("traceparent").and_then(|p| TraceContext::parse(p, event.metadata.get("tracestate")));
@@ -207,6 +313,7 @@ impl OnBindingEvent for Source {
             }
             Err(e) => {
                 let text = e.map(|f| f.0).to_string();
+                self.busy.give_back();
                 span.fail("the app did not take the event");
                 tracing::error!(target: "dapr.runtime", "error from app consumer for binding [{name}]: {text}");
                 Err(Error::internal(text).with_retry(Retry::Always))

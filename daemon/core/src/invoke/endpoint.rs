@@ -9,7 +9,7 @@ use http::{HeaderMap, Uri};
 use super::method::Method;
 
 /// An HTTP server outside that can be invoked by name or by URL.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Endpoint {
     /// Name of the document, or the URL.
     pub name: Arc<str>,

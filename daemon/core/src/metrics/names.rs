@@ -140,6 +140,10 @@ metrics! {
 
     ErrorCodeTotal "error_code/total" COUNTER &["category", "error_code"], "Errors answered, by code.";
 
+    SwapTotal "mecha/swap/total" COUNTER &["kind", "outcome"], "Changes of documents, by how they ended.";
+    SwapLatencies "mecha/swap/latencies" LATENCY &["kind"], "Time from the begin of a change until callers met the new one, ms.";
+    SwapInFlightTotal "mecha/swap/in_flight_total" COUNTER &["kind", "result"], "Calls and events in flight at a switch, by what became of them.";
+    ReloadRefused "mecha/reload/refused" GAUGE &["kind"], "Documents that are not in force as they stand.";
     MetricsOverflowTotal "mecha/metrics/overflow_total" COUNTER &["metric"], "Lookups that went to the overflow series because a metric had too many label sets.";
     LogDroppedTotal "mecha/log/dropped_total" COUNTER &[], "Log lines dropped because the output was too slow.";
 }

@@ -75,11 +75,15 @@ impl Deliver for BulkLine {
             self.queue.send(Item { msg, verdict }).await.ok()?;
             answer.await.ok()
         };
-        tokio::select! {
+        let verdict = tokio::select! {
             biased;
             verdict = ask => verdict.unwrap_or(Verdict::Release),
             () = self.line.kill.cancelled() => Verdict::Release,
+        };
+        if verdict != Verdict::Ack {
+            self.line.busy.give_back();
         }
+        verdict
     }
 }
 

@@ -1,6 +1,6 @@
 //! How much of a subscription is in flight, and since when nothing is.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use std::time::Duration;
@@ -8,27 +8,56 @@ use tokio::time::Instant;
 
 /// Counts what is in flight.
 #[derive(Debug)]
-pub(super) struct Busy {
+pub(crate) struct Busy {
     running: AtomicUsize,
     idle_since: Mutex<Instant>,
+    given_back: AtomicU64,
+    /// When something went back to its source last.
+    given_back_at: Mutex<Option<Instant>>,
 }
 
 impl Default for Busy {
     fn default() -> Self {
-        Self { running: AtomicUsize::new(0), idle_since: Mutex::new(Instant::now()) }
+        Self {
+            running: AtomicUsize::new(0),
+            idle_since: Mutex::new(Instant::now()),
+            given_back: AtomicU64::new(0),
+            given_back_at: Mutex::new(None),
+        }
     }
 }
 
 impl Busy {
     /// One more, until the guard is dropped.
-    pub(super) fn enter(&self) -> impl Drop + Send + use<'_> {
+    pub(crate) fn enter(&self) -> impl Drop + Send + use<'_> {
         self.running.fetch_add(1, Ordering::AcqRel);
         Entered(self)
     }
 
     /// Whether nothing has been in flight for `span`.
-    pub(super) fn idle_for(&self, span: Duration) -> bool {
+    pub(crate) fn idle_for(&self, span: Duration) -> bool {
         self.running.load(Ordering::Acquire) == 0 && self.idle_since.lock().elapsed() >= span
+    }
+
+    /// How many are in flight.
+    pub(crate) fn running(&self) -> u64 {
+        self.running.load(Ordering::Acquire) as u64
+    }
+
+    /// One went back to its source, to come again.
+    pub(crate) fn give_back(&self) {
+        self.given_back.fetch_add(1, Ordering::Relaxed);
+        *self.given_back_at.lock() = Some(Instant::now());
+    }
+
+    /// How many went back so far.
+    pub(crate) fn given_back(&self) -> u64 {
+        self.given_back.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing went back within `span`: what went back before has come again by now.
+    pub(crate) fn settled_for(&self, span: Duration) -> bool {
+        self.given_back_at.lock().is_none_or(|at| at.elapsed() >= span)
     }
 }
 

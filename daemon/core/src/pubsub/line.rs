@@ -23,7 +23,6 @@ use crate::app::{AppError, AppVerdict, TopicEvent};
 use crate::cx::{Cx, Front};
 use crate::metrics::{IngressMetrics, Metrics, ProcessStatus};
 use crate::ops::Operation;
-use crate::policies::Guarded;
 use crate::store::PubSubHandle;
 use crate::trace::{Span, SpanKind, Tracer, attribute};
 
@@ -44,7 +43,6 @@ pub(super) struct Line {
     /// `rawPayload`, or why it cannot be read.
     pub raw: Result<bool, String>,
     pub dead_letter: Option<String>,
-    pub guarded: Guarded,
     pub target: Target,
     pub metrics: Arc<Metrics>,
     /// `None` where bulk counters take their place.
@@ -138,11 +136,15 @@ impl Deliver for Line {
             return Verdict::Release;
         }
         let _busy = self.busy.enter();
-        tokio::select! {
+        let verdict = tokio::select! {
             biased;
             verdict = self.process(msg) => verdict,
             () = self.kill.cancelled() => Verdict::Release,
+        };
+        if verdict != Verdict::Ack {
+            self.busy.give_back();
         }
+        verdict
     }
 }
 
@@ -275,11 +277,13 @@ impl Line {
     where
         F: Future<Output = Result<T, Attempt>>,
     {
-        if self.guarded.is_none() {
+        // The policy of the moment: documents change while the subscription runs.
+        let guarded = self.handle.ops.inbound();
+        if guarded.is_none() {
             return attempt().await.map_err(|e| self.unsettled(RunError::Failed(e)));
         }
         let (calling, no_more) = (&AtomicBool::new(false), &Notify::new());
-        let attempts = self.guarded.run("", CallClass::IDEMPOTENT, |_| {
+        let attempts = guarded.run("", CallClass::IDEMPOTENT, |_| {
             let attempt = attempt();
             async move {
                 let result = {

@@ -1,7 +1,7 @@
 //! The pub/sub API: publishing, and the subscriptions that deliver to the app.
 
 mod bulk;
-mod busy;
+pub(crate) mod busy;
 mod check;
 mod content;
 mod envelope;
@@ -41,7 +41,7 @@ use crate::trace::Tracer;
 pub use sources::{ask_app, bulk_options, from_document};
 pub use stream::{StreamSubscription, StreamVerdicts};
 use subscriptions::Parts;
-pub use subscriptions::{Subscriptions, Swap};
+pub use subscriptions::{Leave, Subscriptions, Swap};
 
 /// One event to publish.
 #[derive(Clone, Debug)]

@@ -14,6 +14,7 @@ use super::bulk::bulk;
 use super::line::{Line, Progress};
 use super::publish::broker_topic;
 use crate::app::AppSubscription;
+use crate::store::PubSubHandle;
 use crate::tasks::Tasks;
 
 /// Longest drain, also where nobody sets a limit.
@@ -23,6 +24,8 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// Pauses between failed starts.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_LAST: Duration = Duration::from_secs(5);
+/// An event that a broker was given back comes again within this time.
+const REDELIVERY: Duration = Duration::from_secs(75);
 /// A subscription that ran for this long starts over with the first pause.
 const HEALTHY: Duration = Duration::from_secs(30);
 
@@ -98,16 +101,33 @@ impl Run {
         false
     }
 
-    /// Waits until nothing came for `idle`, `limit` at most. Whether it got idle.
+    /// Waits until nothing came for `idle` and what went back to the broker has come again,
+    /// `limit` at most. Whether the broker had nothing more.
     pub(super) async fn idle(&self, idle: Duration, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        while !self.line.busy.idle_for(idle) {
+        let empty = || self.line.busy.idle_for(idle) && self.line.busy.settled_for(REDELIVERY);
+        while !empty() {
             if Instant::now() >= deadline || self.done.is_cancelled() {
-                return self.done.is_cancelled();
+                return false;
             }
             sleep(Duration::from_millis(20).min(limit)).await;
         }
         true
+    }
+
+    /// Events in flight.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.line.busy.running()
+    }
+
+    /// Events that went back to the broker so far.
+    pub(super) fn given_back(&self) -> u64 {
+        self.line.busy.given_back()
+    }
+
+    /// The instance it reads from.
+    pub(super) fn handle(&self) -> &Arc<PubSubHandle> {
+        &self.line.handle
     }
 }
 

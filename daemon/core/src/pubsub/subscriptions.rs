@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::future::{Future, ready};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use crate::codes::Code;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::store::{Found, PubSubHandle, Store};
+use crate::swap::Drained;
 use crate::tasks::Tasks;
 use crate::trace::Tracer;
 
@@ -83,7 +85,8 @@ struct Entry {
 struct Stream {
     sub: Arc<AppSubscription>,
     wire: Arc<Wire>,
-    run: Run,
+    /// `None` while its component is away.
+    run: Option<Run>,
 }
 
 /// Which subscription a run belongs to.
@@ -98,8 +101,20 @@ enum Slot {
 #[must_use = "the old subscriptions go on until the swap is finished"]
 pub struct Swap {
     owner: Arc<Subscriptions>,
+    new: Arc<PubSubHandle>,
     old: Vec<(Slot, Run)>,
     attached: bool,
+    /// Events in flight, and given back so far, on the old instance at the switch.
+    at_switch: (u64, u64),
+}
+
+/// When an instance that was replaced is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Once its events in flight are done: the next one reads the same topics at the same place.
+    AtOnce,
+    /// Once it had nothing to deliver for this long.
+    WhenIdle(Duration),
 }
 
 impl fmt::Debug for Subscriptions {
@@ -188,7 +203,8 @@ impl Subscriptions {
             state.phase = Phase::Stopped;
             (std::mem::take(&mut state.runs), std::mem::take(&mut state.streams))
         };
-        let all: Vec<Run> = runs.into_values().map(|e| e.run).chain(streams.into_values().map(|s| s.run)).collect();
+        let all: Vec<Run> =
+            runs.into_values().map(|e| e.run).chain(streams.into_values().filter_map(|s| s.run)).collect();
         all.iter().for_each(Run::begin_stop);
         join_all(all.iter().map(|run| run.stop(drain))).await.into_iter().all(|finished| finished)
     }
@@ -196,15 +212,45 @@ impl Subscriptions {
     /// Stops the subscriptions of one pub/sub component, which is about to go. They stay
     /// wanted: [`Subscriptions::replace`] starts them on the next instance.
     pub async fn remove(&self, pubsub: &str, drain: Duration) -> bool {
+        self.leave(pubsub, drain).await.failed == 0
+    }
+
+    /// As [`Subscriptions::remove`], with the account of what was in flight.
+    pub async fn leave(&self, pubsub: &str, drain: Duration) -> Drained {
         let _turn = self.turn.lock().await;
-        let runs = self.take(pubsub);
-        join_all(runs.iter().map(|(_, run)| run.stop(drain))).await.into_iter().all(|finished| finished)
+        let mut runs: Vec<Run> = self.take(pubsub).into_iter().map(|(_, run)| run).collect();
+        {
+            // A stream keeps its place, so that it goes on when the component comes back.
+            let mut state = self.state.lock();
+            let streams = state.streams.values_mut().filter(|s| *s.sub.pubsub == *pubsub);
+            runs.extend(streams.filter_map(|s| s.run.take()));
+        }
+        let in_flight = runs.iter().map(Run::in_flight).sum();
+        let before: u64 = runs.iter().map(Run::given_back).sum();
+        let finished = join_all(runs.iter().map(|run| run.stop(drain))).await;
+        let redelivered = runs.iter().map(Run::given_back).sum::<u64>() - before;
+        let failed = if finished.into_iter().all(|f| f) { 0 } else { redelivered.min(in_flight).max(1) };
+        let finished = in_flight.saturating_sub(failed);
+        Drained { in_flight, finished, redelivered, failed, emptied: None }
     }
 
     /// Starts every wanted subscription of a component on its next instance, beside the old
     /// ones, and waits until they are in place, `limit` at most. Then let publishers switch,
     /// and finish the swap.
     pub async fn replace(self: &Arc<Self>, new: Arc<PubSubHandle>, limit: Duration) -> Swap {
+        self.switch(new, limit, false, ready(())).await
+    }
+
+    /// As [`Subscriptions::replace`], and lets publishers switch by running `publish` before
+    /// anything else may start or stop. With `must` that is left out where a subscription
+    /// of the new instance is not in place in time: then roll the swap back.
+    pub async fn switch(
+        self: &Arc<Self>,
+        new: Arc<PubSubHandle>,
+        limit: Duration,
+        must: bool,
+        publish: impl Future<Output = ()>,
+    ) -> Swap {
         let _turn = self.turn.lock().await;
         let pubsub = new.info.name.clone();
         let mut old = self.take(&pubsub);
@@ -228,20 +274,36 @@ impl Subscriptions {
             }
         }
         let attached = join_all(started.iter().map(|(_, _, run)| run.attached(limit))).await.iter().all(Result::is_ok);
-        let mut state = self.state.lock();
-        for (slot, sub, run) in started {
-            if state.phase == Phase::Stopped {
-                continue;
+        let mut late = Vec::new();
+        {
+            let mut state = self.state.lock();
+            for (slot, sub, run) in started {
+                // Paused or stopped meanwhile: what was started for the app is let go again.
+                let wanted = match slot {
+                    Slot::App(_) => state.phase == Phase::Running,
+                    Slot::Stream(_) => state.phase != Phase::Stopped,
+                };
+                if !wanted {
+                    late.push(run);
+                    continue;
+                }
+                // A stream that `take` left in its place hands its old run over here.
+                let before = match &slot {
+                    Slot::App(key) => state.runs.insert(key.clone(), Entry { sub, run }).map(|e| e.run),
+                    Slot::Stream(id) => match state.streams.get_mut(id) {
+                        Some(stream) => stream.run.replace(run),
+                        None => Some(run),
+                    },
+                };
+                old.extend(before.map(|run| (slot, run)));
             }
-            // A stream that `take` left in its place hands its old run over here.
-            let before = match &slot {
-                Slot::App(key) => state.runs.insert(key.clone(), Entry { sub, run }).map(|e| e.run),
-                Slot::Stream(id) => state.streams.get_mut(id).map(|stream| std::mem::replace(&mut stream.run, run)),
-            };
-            old.extend(before.map(|run| (slot, run)));
         }
-        drop(state);
-        Swap { owner: self.clone(), old, attached }
+        drop(late);
+        if attached || !must {
+            publish.await;
+        }
+        let at_switch = old.iter().fold((0, 0), |(a, b), (_, run)| (a + run.in_flight(), b + run.given_back()));
+        Swap { owner: self.clone(), new, old, attached, at_switch }
     }
 
     /// The subscriptions that are on, for the metadata API.
@@ -296,7 +358,7 @@ impl Subscriptions {
         }
         let id = state.next_stream;
         state.next_stream += 1;
-        state.streams.insert(id, Stream { sub, wire: wire.clone(), run });
+        state.streams.insert(id, Stream { sub, wire: wire.clone(), run: Some(run) });
         let owner = Arc::downgrade(self);
         Ok(wire.client(events, move || {
             if let Some(owner) = owner.upgrade() {
@@ -382,7 +444,6 @@ impl Subscriptions {
         let line = Arc::new(Line {
             pubsub: sub.pubsub.as_str().into(),
             topic: sub.topic.as_str().into(),
-            guarded: handle.ops.inbound().clone(),
             handle,
             routes,
             raw: raw_payload(&sub.metadata),
@@ -434,17 +495,45 @@ impl Swap {
         self.attached
     }
 
+    /// Subscriptions of the old instance.
+    #[must_use]
+    pub fn subscriptions(&self) -> u64 {
+        self.old.len() as u64
+    }
+
+    /// Events that were in flight on the old instance at the switch.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.at_switch.0
+    }
+
     /// Reads the old instance until nothing came for `idle`, then stops its subscriptions; all
     /// within `deadline`. Whether everything finished.
-    pub async fn finish(mut self, idle: Duration, deadline: Duration) -> bool {
+    pub async fn finish(self, idle: Duration, deadline: Duration) -> bool {
+        let drained = self.drain(Leave::WhenIdle(idle), deadline, Duration::ZERO).await;
+        drained.failed == 0 && drained.emptied != Some(false)
+    }
+
+    /// Leaves the old instance: reads it until `deadline` at most, then stops its subscriptions,
+    /// whose events in flight get `grace`.
+    pub async fn drain(mut self, leave: Leave, deadline: Duration, grace: Duration) -> Drained {
         let old = std::mem::take(&mut self.old);
         let limit = tokio::time::Instant::now() + deadline;
         let end = |run: Run| async move {
             let left = || limit.saturating_duration_since(tokio::time::Instant::now());
-            let emptied = run.idle(idle, left()).await;
-            run.stop(left()).await && emptied
+            let emptied = match leave {
+                Leave::AtOnce => None,
+                Leave::WhenIdle(idle) => Some(run.idle(idle, left()).await),
+            };
+            let finished = run.stop(left().max(grace)).await;
+            (finished, emptied, run.given_back())
         };
-        join_all(old.into_iter().map(|(_, run)| end(run))).await.into_iter().all(|finished| finished)
+        let ended = join_all(old.into_iter().map(|(_, run)| end(run))).await;
+        let (in_flight, before) = self.at_switch;
+        let redelivered = ended.iter().map(|(_, _, given)| given).sum::<u64>().saturating_sub(before);
+        let cut = ended.iter().filter(|(finished, ..)| !finished).count() as u64;
+        let emptied = ended.iter().filter_map(|(_, emptied, _)| *emptied).reduce(|a, b| a && b);
+        Drained { in_flight, finished: in_flight.saturating_sub(cut), redelivered, failed: cut, emptied }
     }
 
     /// Goes back to the old instance and stops the new one's subscriptions.
@@ -463,10 +552,18 @@ impl Swap {
                         }
                         Slot::Stream(id) => {
                             if let Some(stream) = state.streams.get_mut(&id) {
-                                new.push(std::mem::replace(&mut stream.run, run));
+                                new.extend(stream.run.replace(run));
                             }
                         }
                     }
+                }
+                // What had no counterpart on the old instance.
+                let is_new = |run: &Run| Arc::ptr_eq(run.handle(), &self.new);
+                let keys: Vec<Key> =
+                    state.runs.iter().filter(|(_, e)| is_new(&e.run)).map(|(k, _)| k.clone()).collect();
+                new.extend(keys.iter().filter_map(|k| state.runs.remove(k)).map(|e| e.run));
+                for stream in state.streams.values_mut() {
+                    new.extend(stream.run.take_if(|run| is_new(run)));
                 }
             }
         }

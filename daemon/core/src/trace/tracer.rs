@@ -3,6 +3,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
+
 use super::context::TraceContext;
 use super::ids::{SpanId, TraceId};
 use super::sampler::Sampler;
@@ -27,9 +29,12 @@ pub trait SpanSink: fmt::Debug + Send + Sync + 'static {
     fn export(&self, span: FinishedSpan);
 }
 
-/// Starts spans. Cheap to clone.
+/// Starts spans. Cheap to clone; all clones follow [`Tracer::replace`].
 #[derive(Clone, Debug)]
-pub struct Tracer {
+pub struct Tracer(Arc<ArcSwap<Settings>>);
+
+#[derive(Debug)]
+struct Settings {
     mode: Mode,
     sampler: Sampler,
     sink: Option<Arc<dyn SpanSink>>,
@@ -38,28 +43,37 @@ pub struct Tracer {
 impl Tracer {
     /// See [`Mode::Off`].
     pub fn off() -> Self {
-        Self { mode: Mode::Off, sampler: Sampler::new(0.0), sink: None }
+        Self::with(Mode::Off, Sampler::new(0.0), None)
     }
 
     /// See [`Mode::PassThrough`].
     pub fn pass_through() -> Self {
-        Self { mode: Mode::PassThrough, sampler: Sampler::new(0.0), sink: None }
+        Self::with(Mode::PassThrough, Sampler::new(0.0), None)
     }
 
     /// See [`Mode::On`]. Without a sink contexts are made and sampled, but
     /// nothing is recorded.
     pub fn on(sampler: Sampler, sink: Option<Arc<dyn SpanSink>>) -> Self {
-        Self { mode: Mode::On, sampler, sink }
+        Self::with(Mode::On, sampler, sink)
+    }
+
+    fn with(mode: Mode, sampler: Sampler, sink: Option<Arc<dyn SpanSink>>) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(Settings { mode, sampler, sink })))
+    }
+
+    /// Makes this tracer and its clones do what `next` does. Spans that run keep their sink.
+    pub fn replace(&self, next: &Self) {
+        self.0.store(next.0.load_full());
     }
 
     /// What the daemon does with trace context.
     pub fn mode(&self) -> Mode {
-        self.mode
+        self.0.load().mode
     }
 
     /// How new traces are sampled.
     pub fn sampler(&self) -> Sampler {
-        self.sampler
+        self.0.load().sampler
     }
 
     /// The context a caller sent. W3C headers win over the binary one, which
@@ -70,7 +84,7 @@ impl Tracer {
         tracestate: Option<&str>,
         grpc_trace_bin: Option<&[u8]>,
     ) -> Option<TraceContext> {
-        if self.mode == Mode::Off {
+        if self.mode() == Mode::Off {
             return None;
         }
         traceparent
@@ -106,20 +120,21 @@ impl Tracer {
         remote: bool,
         name: impl FnOnce() -> N,
     ) -> Span {
-        match self.mode {
+        let settings = self.0.load();
+        match settings.mode {
             Mode::Off => return Span::default(),
             Mode::PassThrough => return Span { context: parent.cloned(), recording: None },
             Mode::On => {}
         }
         let trace_id = parent.map_or_else(TraceId::random, |parent| parent.trace_id);
-        let sampled = self.sampler.is_sampled(parent, trace_id);
+        let sampled = settings.sampler.is_sampled(parent, trace_id);
         let context = TraceContext {
             trace_id,
             span_id: SpanId::random(),
             flags: u8::from(sampled),
             tracestate: parent.and_then(|parent| parent.tracestate.clone()),
         };
-        let recording = self.sink.as_ref().filter(|_| sampled).map(|sink| {
+        let recording = settings.sink.as_ref().filter(|_| sampled).map(|sink| {
             Box::new(Recording {
                 sink: Arc::clone(sink),
                 started: Instant::now(),

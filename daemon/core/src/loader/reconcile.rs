@@ -1,0 +1,365 @@
+//! From one set of documents to the next, by content. A start is the step from nothing.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mecha_resources::Component;
+use tokio::time::Instant;
+
+use super::content::{Drawn, draws};
+use super::{Failure, LoadFailure, Loader};
+use crate::swap::{Change, Pending, Subject};
+
+/// First pause before a failed component is tried again (strict mode).
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// Longest pause between such tries.
+const RETRY_MOST: Duration = Duration::from_secs(30);
+
+/// Kind of the documents in receipts.
+const KIND: &str = "Component";
+
+/// A component that is wanted.
+#[derive(Debug)]
+pub(super) struct Entry {
+    document: Component,
+    running: Option<Running>,
+    trouble: Option<Trouble>,
+}
+
+/// What runs of it.
+#[derive(Debug)]
+struct Running {
+    document: Component,
+    content: u64,
+    exclusive: Option<String>,
+}
+
+/// Why it does not run as it is wanted.
+#[derive(Clone, Copy, Debug)]
+struct Trouble {
+    /// Content of the document at the last try; `None` when it was never read.
+    content: Option<u64>,
+    /// Only another content can help.
+    lasting: bool,
+    tries: u32,
+    next: Instant,
+}
+
+/// How applying a set of documents went.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// A failure that ends the process (bare mode).
+    pub fatal: Option<LoadFailure>,
+    /// When [`Loader::retry`] should be called.
+    pub next_try: Option<Instant>,
+    /// Components that were added, replaced or removed.
+    pub changed: usize,
+    /// Whether a document draws on a secret store, whose secrets may change without it.
+    pub draws: bool,
+}
+
+/// What became of one component.
+enum Step {
+    Unchanged,
+    Changed,
+    /// Its secret store does not run.
+    Waits(String),
+}
+
+impl Trouble {
+    fn after(before: Option<Self>, content: Option<u64>, lasting: bool) -> Self {
+        let tries = before.filter(|b| b.content == content).map_or(0, |b| b.tries + 1);
+        let pause = RETRY_FIRST.saturating_mul(1 << tries.min(10)).min(RETRY_MOST);
+        Self { content, lasting, tries, next: Instant::now() + pause }
+    }
+}
+
+impl Loader {
+    /// Loads the components of a start: secret stores first; a component waits for the store its
+    /// secrets come from, without holding the others up. What fails in strict mode, or waits,
+    /// is for [`Loader::retry`].
+    ///
+    /// # Errors
+    /// Bare mode: duplicate names, or a component that failed without `ignoreErrors`.
+    pub async fn load_all(self: &Arc<Self>, documents: Vec<Component>) -> Result<(), LoadFailure> {
+        let documents = self.admit(documents)?;
+        match self.apply(documents, true).await.fatal {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    /// Applies a complete set of documents: what is not in it goes, what has another content is
+    /// replaced, what is new comes. Nothing else is touched.
+    pub async fn reconcile(self: &Arc<Self>, documents: Vec<Component>) -> Report {
+        match self.admit(documents) {
+            Ok(documents) => self.apply(documents, false).await,
+            Err(e) => {
+                // Not one of them is meant for sure, so everything stays as it was.
+                tracing::error!(target: "dapr.runtime.hotreload", "failed to load resources from disk: {e}");
+                self.retry().await
+            }
+        }
+    }
+
+    /// Looks at the present set again: tries what failed, and reads secrets that may have changed.
+    pub async fn retry(self: &Arc<Self>) -> Report {
+        let documents: Vec<Component> = self.desired.lock().await.values().map(|e| e.document.clone()).collect();
+        match self.admit(documents) {
+            Ok(documents) => self.apply(documents, false).await,
+            Err(e) => Report { fatal: Some(e), ..Report::default() },
+        }
+    }
+
+    async fn apply(self: &Arc<Self>, documents: Vec<Component>, first: bool) -> Report {
+        let mut report = Report::default();
+        let mut desired = self.desired.lock().await;
+        let gone: Vec<String> =
+            desired.keys().filter(|name| !documents.iter().any(|c| c.meta.name == **name)).cloned().collect();
+        for name in gone {
+            if let Some(entry) = desired.remove(&name) {
+                report.changed += usize::from(entry.running.is_some());
+                self.remove(&name, entry).await;
+            }
+        }
+        report.draws = documents.iter().any(|c| draws(c, &self.cx.default_secret_store));
+        // What is updated goes before what is created; secret stores are in front already.
+        let (known, new): (Vec<_>, Vec<_>) =
+            documents.into_iter().partition(|c| first || desired.contains_key(&c.meta.name));
+        let mut waiting: VecDeque<Component> = known.into_iter().chain(new).collect();
+        let mut idle_rounds = 0;
+        while let Some(component) = waiting.pop_front() {
+            let name = component.meta.name.clone();
+            let mut entry = desired.remove(&name).unwrap_or_else(|| Entry {
+                document: component.clone(),
+                running: None,
+                trouble: None,
+            });
+            let step = self.settle(&component, &mut entry, first).await;
+            desired.insert(name, entry);
+            match step {
+                Ok(Step::Unchanged) => idle_rounds = 0,
+                Ok(Step::Changed) => {
+                    idle_rounds = 0;
+                    report.changed += 1;
+                }
+                Ok(Step::Waits(_)) if idle_rounds < waiting.len() => {
+                    idle_rounds += 1;
+                    waiting.push_back(component);
+                }
+                Ok(Step::Waits(store)) => {
+                    if let Some(entry) = desired.get_mut(&component.meta.name) {
+                        self.park(&component, entry, &store).await;
+                    }
+                }
+                Err(failure) => {
+                    idle_rounds = 0;
+                    report.fatal.get_or_insert(failure);
+                    if first {
+                        break;
+                    }
+                }
+            }
+        }
+        let troubles = desired.values().filter_map(|e| e.trouble).filter(|t| !t.lasting);
+        report.next_try = troubles.map(|t| t.next).min();
+        report
+    }
+
+    /// Brings one component in line with its document.
+    async fn settle(self: &Arc<Self>, c: &Component, entry: &mut Entry, first: bool) -> Result<Step, LoadFailure> {
+        let name = c.meta.name.as_str();
+        let edited = entry.document != *c;
+        entry.document = c.clone();
+        let draws = draws(c, &self.cx.default_secret_store);
+        let due = entry.trouble.is_none_or(|t| edited || (!t.lasting && Instant::now() >= t.next));
+        if !edited && !draws && (!due || (entry.trouble.is_none() && entry.running.is_some())) {
+            return Ok(Step::Unchanged);
+        }
+        if let Some(store) = self.missing_store(c) {
+            // What runs has its secrets already.
+            let runs = entry.running.as_ref().is_some_and(|r| r.document == *c);
+            return Ok(if runs || !due { Step::Unchanged } else { Step::Waits(store) });
+        }
+        let drawn = self.draw(c).await;
+        if let Some(running) = &mut entry.running
+            && running.content == drawn.content
+        {
+            running.document = c.clone();
+            entry.trouble = None;
+            self.core.swaps.accept(KIND, name);
+            return Ok(Step::Unchanged);
+        }
+        let news = entry.trouble.is_none_or(|t| t.content != Some(drawn.content));
+        if !due && !news {
+            return Ok(Step::Unchanged);
+        }
+        let pending = (!first).then(|| self.core.swaps.begin(self.subject(c, entry.running.as_ref())));
+        if entry.running.is_some() && !drawn.unread.is_empty() {
+            // A secret store that is away must not take away what runs.
+            let reason = format!("a secret it refers to cannot be read: {}", drawn.unread.join("; "));
+            entry.trouble = Some(Trouble::after(entry.trouble, Some(drawn.content), false));
+            if let Some(pending) = pending {
+                pending.refused(&reason, true);
+            }
+            return Ok(Step::Unchanged);
+        }
+        if !first && news {
+            tracing::info!(target: "dapr.runtime.hotreload", "Adding Component for processing: {}", c.log_name());
+        }
+        self.attempt(c, entry, &drawn, pending, first).await
+    }
+
+    async fn attempt(
+        self: &Arc<Self>,
+        c: &Component,
+        entry: &mut Entry,
+        drawn: &Drawn,
+        mut pending: Option<Pending>,
+        first: bool,
+    ) -> Result<Step, LoadFailure> {
+        let draft = match self.draft(c, drawn) {
+            Ok(draft) => draft,
+            Err(failure) => return self.failed(c, entry, drawn, failure, pending).await,
+        };
+        let exclusive = draft.exclusive.clone();
+        let clash = entry.running.as_ref().filter(|r| r.exclusive.is_some() && r.exclusive == exclusive);
+        let made = match clash.map(|r| r.document.clone()) {
+            Some(before) => match self.in_short_order(c, draft, &before).await {
+                Ok(instance) => Ok(instance),
+                Err((failure, restored)) => {
+                    if !restored {
+                        entry.running = None;
+                    }
+                    Err(failure)
+                }
+            },
+            None => self.make(c, draft, !first).await,
+        };
+        let exchanged = match made {
+            Ok(instance) => self.exchange(instance, &mut pending).await.map_err(|e| Failure::init(c, e, false)),
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = exchanged {
+            return self.failed(c, entry, drawn, failure, pending).await;
+        }
+        self.core.metrics.component_loaded();
+        self.core.metrics.component_initialised(&c.kind);
+        self.core.swaps.accept(KIND, &c.meta.name);
+        tracing::info!(target: "dapr.runtime.processor", "Component loaded: {}", c.log_name());
+        if !first {
+            if let Some(before) = &entry.running {
+                tracing::info!(
+                    target: "dapr.runtime.hotreload",
+                    "Closing existing Component to reload: {}", before.document.log_name()
+                );
+            }
+            tracing::info!(target: "dapr.runtime.hotreload", "Component updated: {}", c.log_name());
+        }
+        entry.running = Some(Running { document: c.clone(), content: drawn.content, exclusive });
+        entry.trouble = None;
+        Ok(Step::Changed)
+    }
+
+    /// What a failure means: strict keeps what runs, bare does what the document says.
+    async fn failed(
+        self: &Arc<Self>,
+        c: &Component,
+        entry: &mut Entry,
+        drawn: &Drawn,
+        failure: Failure,
+        pending: Option<Pending>,
+    ) -> Result<Step, LoadFailure> {
+        let trouble = Trouble::after(entry.trouble, Some(drawn.content), failure.lasting);
+        let again = trouble.tries > 0;
+        entry.trouble = Some(trouble);
+        let (name, text) = (c.meta.name.as_str(), failure.text(c));
+        if again {
+            let pause = trouble.next.saturating_duration_since(Instant::now());
+            tracing::warn!(
+                target: "dapr.runtime.processor",
+                "component {} is still not ready, next try in {pause:.0?}: {}", c.log_name(), failure.cause
+            );
+        } else {
+            tracing::error!(target: "dapr.runtime.processor", "{text}");
+        }
+        self.core.metrics.component_failed(&c.kind, name, failure.reason);
+        if self.cx.strict {
+            if entry.running.is_some() {
+                if !again {
+                    tracing::error!(
+                        target: "dapr.runtime.hotreload",
+                        "component {name}: what runs stays as it is, the change is refused"
+                    );
+                }
+            } else {
+                self.degrade(c, &failure.cause).await;
+            }
+            if let Some(pending) = pending {
+                pending.refused(&failure.cause, entry.running.is_some());
+            }
+            return Ok(Step::Unchanged);
+        }
+        let processed = format!("process component {name} error: [{}]: {}", failure.tag, failure.cause);
+        entry.trouble = Some(Trouble { lasting: true, ..trouble });
+        if let Some(pending) = pending {
+            pending.refused(&failure.cause, false);
+        }
+        if c.ignore_errors {
+            tracing::error!(target: "dapr.runtime.processor", "Ignoring error processing component: {processed}");
+            if entry.running.take().is_some() {
+                self.withdraw(name, None).await;
+            }
+            return Ok(Step::Changed);
+        }
+        tracing::warn!(
+            target: "dapr.runtime.processor",
+            "Error processing component, daprd will exit gracefully: {processed}"
+        );
+        Err(LoadFailure(processed))
+    }
+
+    /// A component whose secret store does not run: it starts when that does.
+    async fn park(&self, c: &Component, entry: &mut Entry, store: &str) {
+        let cause = format!("it waits for secret store '{store}', which is not loaded");
+        let trouble = Trouble::after(entry.trouble, None, false);
+        if trouble.tries == 0 {
+            tracing::warn!(
+                target: "dapr.runtime.processor",
+                "Component {} references a secret store that isn't loaded: {store}", c.meta.name
+            );
+        }
+        entry.trouble = Some(trouble);
+        if entry.running.is_some() {
+            self.core.swaps.refuse(KIND, &c.meta.name, &cause);
+        } else {
+            self.degrade(c, &cause).await;
+        }
+    }
+
+    async fn remove(self: &Arc<Self>, name: &str, entry: Entry) {
+        self.core.swaps.accept(KIND, name);
+        let pending = entry.running.as_ref().map(|running| {
+            tracing::info!(
+                target: "dapr.runtime.processor",
+                "Shutting down component {}", running.document.log_name()
+            );
+            let from = Some(kind_and_version(&running.document));
+            let (change, to) = (Change::Removed, None);
+            self.core.swaps.begin(Subject { kind: KIND, name: name.to_owned(), change, from, to })
+        });
+        self.withdraw(name, pending).await;
+    }
+
+    fn subject(&self, c: &Component, running: Option<&Running>) -> Subject {
+        let change = if running.is_some() { Change::Updated } else { Change::Added };
+        let from = running.map(|r| kind_and_version(&r.document));
+        Subject { kind: KIND, name: c.meta.name.clone(), change, from, to: Some(kind_and_version(c)) }
+    }
+}
+
+fn kind_and_version(c: &Component) -> String {
+    let version = if c.version.is_empty() { "v1" } else { &c.version };
+    format!("{}/{version}", c.kind)
+}
