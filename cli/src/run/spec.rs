@@ -127,11 +127,16 @@ pub(crate) fn id_of_folder(folder: &Path) -> Result<String> {
 /// `path` as an absolute path; `~/` is the user's home, `~/.mecha` mecha's own folder wherever `MECHA_HOME` has put
 /// it, and anything relative starts at `base`.
 pub(crate) fn absolute(base: &Path, path: &Path) -> PathBuf {
-    if let (Ok(rest), Ok(home)) = (path.strip_prefix(MECHA_FOLDER), Home::locate()) {
-        return home.root().join(rest);
+    let mecha = Home::locate().ok();
+    resolved(base, path, mecha.as_ref().map(Home::root), user_home().as_deref())
+}
+
+fn resolved(base: &Path, path: &Path, mecha: Option<&Path>, user: Option<&Path>) -> PathBuf {
+    if let (Ok(rest), Some(mecha)) = (path.strip_prefix(MECHA_FOLDER), mecha) {
+        return mecha.join(rest);
     }
-    match (path.strip_prefix("~"), user_home()) {
-        (Ok(rest), Some(home)) => home.join(rest),
+    match (path.strip_prefix("~"), user) {
+        (Ok(rest), Some(user)) => user.join(rest),
         _ => base.join(path),
     }
 }
@@ -185,6 +190,25 @@ mod tests {
     fn a_folder_gives_its_name() {
         assert_eq!(id_of_folder(Path::new("/x/my app.v2")).unwrap(), "my-app-v2");
         assert!(id_of_folder(Path::new("/")).is_err());
+    }
+
+    #[test]
+    fn paths_of_documents_find_the_folders_they_name() {
+        let (mecha, user) = (Some(Path::new("/srv/mecha")), Some(Path::new("/home/me")));
+        for (path, full) in [
+            ("~/.mecha/components", "/srv/mecha/components"),
+            ("~/.mecha", "/srv/mecha/"),
+            ("~/.mecha-old/x", "/home/me/.mecha-old/x"),
+            ("~/x", "/home/me/x"),
+            ("~other/x", "/base/~other/x"),
+            ("./x", "/base/./x"),
+            ("x/../y", "/base/x/../y"),
+            ("/abs/x", "/abs/x"),
+        ] {
+            assert_eq!(resolved(Path::new("/base"), Path::new(path), mecha, user), Path::new(full), "{path}");
+        }
+        // Nobody knows where the folders are: the path stays what it says.
+        assert_eq!(resolved(Path::new("/base"), Path::new("~/.mecha/x"), None, None), Path::new("/base/~/.mecha/x"));
     }
 
     #[test]
