@@ -147,7 +147,6 @@ async fn a_bad_document_is_skipped_and_told() {
 }
 
 #[tokio::test]
-#[ignore = "contract 1.6: the line names file, line and field, but not with these words yet"]
 async fn a_bad_document_is_told_with_the_known_words() {
     let sidecar = Sidecar::builder().component(bad_policy()).start().await;
     assert!(sidecar.log().contains("Could not read resiliency policy mine"), "{}", sidecar.log());

@@ -32,7 +32,8 @@ pub use configuration::{
 pub use diagnostic::{Diagnostic, Located, Origin, Severity};
 pub use endpoint::{ClientTls, HttpEndpoint, Renegotiation};
 pub use load::{
-    LoadError, Loaded, LoadedConfiguration, MAX_FILE_BYTES, MAX_FILES, load_configuration_files, load_dir, load_dirs,
+    LoadError, Loaded, LoadedConfiguration, MAX_FILE_BYTES, MAX_FILES, Refused, load_configuration_files, load_dir,
+    load_dirs,
 };
 pub use other::Other;
 pub use resiliency::{

@@ -53,6 +53,17 @@ pub struct Loaded {
     pub others: Vec<Located<Other>>,
     /// All findings, file by file. A document with an error is in none of the lists.
     pub diagnostics: Vec<Diagnostic>,
+    /// Documents of a known kind that an error keeps out of the lists.
+    pub refused: Vec<Located<Refused>>,
+}
+
+/// A document that is not used because of what its findings say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Its kind, such as `Resiliency`.
+    pub kind: &'static str,
+    /// Name, namespace and scopes as far as they could be read.
+    pub meta: Meta,
 }
 
 /// Why nothing could be loaded.
@@ -232,6 +243,7 @@ impl Loaded {
         self.configurations.append(&mut other.configurations);
         self.others.append(&mut other.others);
         self.diagnostics.append(&mut other.diagnostics);
+        self.refused.append(&mut other.refused);
     }
 
     fn read_node(&mut self, node: &Node, origin: Origin, sink: &Sink, repeated: &[(String, u32, u32)]) {
@@ -243,7 +255,7 @@ impl Loaded {
         }
         let Some(root) = Obj::root(sink, node) else { return };
         root.accept(&["apiVersion", "kind", "status"]);
-        let Some((_, versions)) = KINDS.iter().find(|(k, _)| *k == kind) else {
+        let Some((known, versions)) = KINDS.iter().find(|(k, _)| *k == kind) else {
             let mut root = root;
             root.open();
             let suggestion = did_you_mean(&kind, KINDS.iter().map(|(k, _)| *k));
@@ -259,6 +271,7 @@ impl Loaded {
         }
         note_repeated(sink, repeated);
         let meta = meta(&root, true);
+        let refused = Located { value: Refused { kind: known, meta: meta.clone() }, origin: origin.clone() };
         match kind.as_str() {
             Component::KIND => keep(&mut self.components, sink, origin, Component::decode(&root, meta)),
             Configuration::KIND => keep(&mut self.configurations, sink, origin, Configuration::decode(&root, meta)),
@@ -269,6 +282,9 @@ impl Loaded {
             HttpEndpoint::KIND => keep(&mut self.http_endpoints, sink, origin, HttpEndpoint::decode(&root, meta)),
             Resiliency::KIND => keep(&mut self.resiliencies, sink, origin, Resiliency::decode(&root, meta)),
             _ => keep(&mut self.others, sink, origin, Other::decode(&root, meta, &kind)),
+        }
+        if sink.failed() {
+            self.refused.push(refused);
         }
     }
 

@@ -11,6 +11,7 @@ mod event;
 pub mod fuzzing;
 mod line;
 mod members;
+mod moments;
 mod publish;
 mod quiet;
 mod route;
@@ -38,6 +39,7 @@ use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::trace::Tracer;
 
+pub use route::check_rule;
 pub use sources::{ask_app, bulk_options, from_document};
 pub use stream::{StreamSubscription, StreamVerdicts};
 use subscriptions::Parts;

@@ -11,10 +11,17 @@ use mecha_resiliency::compile_cel;
 use serde_json::Value as Json;
 
 use super::members::Members;
+use super::moments;
 use crate::app::AppSubscription;
 
 /// The standard environment; making one is dear.
-static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
+static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
+    let mut env = Env::stdlib();
+    if let Err(e) = moments::add(&mut env) {
+        tracing::error!(target: "dapr.runtime", "rules cannot use timestamp() and duration(): {e}");
+    }
+    Arc::new(env)
+});
 
 /// Characters of an expression that a message shows.
 const LONGEST_SHOWN: usize = 200;
@@ -66,6 +73,17 @@ impl Routes {
             }
         }
         Ok(self.default.as_deref())
+    }
+}
+
+/// Checks the `match` of a routing rule; an empty one is always true.
+///
+/// # Errors
+/// The expression and what is wrong with it.
+pub fn check_rule(text: &str) -> Result<(), String> {
+    match text.trim() {
+        "" => Ok(()),
+        text => compile(text).map(drop),
     }
 }
 

@@ -36,6 +36,28 @@ fn the_first_rule_that_is_true_wins() {
 }
 
 #[test]
+fn rules_reckon_with_time() {
+    let rules = [
+        ("timestamp(event.time) < timestamp('2026-01-01T00:00:00Z')", "/old"),
+        ("timestamp(event.data.due) - timestamp(event.time) <= duration('1h30m')", "/soon"),
+        ("timestamp(event.time) + duration('-24h') > timestamp('2027-01-01T00:00:00+01:00')", "/late"),
+    ];
+    let r = routes(&rules, Some("/rest")).unwrap();
+    let pick = |time: &str, due: &str| {
+        let json = format!(r#"{{"time":"{time}","data":{{"due":"{due}"}}}}"#);
+        r.pick(&event(&json)).map(|path| path.unwrap().to_owned())
+    };
+    assert_eq!(pick("2025-12-31T23:59:59.9Z", "x").unwrap(), "/old");
+    assert_eq!(pick("2026-05-01T10:00:00Z", "2026-05-01T13:30:00+02:00").unwrap(), "/soon");
+    assert_eq!(pick("2027-01-02T00:00:00Z", "2028-01-01T00:00:00Z").unwrap(), "/late");
+    assert_eq!(pick("2026-05-01T10:00:00Z", "2026-06-01T00:00:00Z").unwrap(), "/rest");
+    assert!(pick("2026-05-01T10:00:00Z", "tomorrow").unwrap_err().contains("RFC 3339"));
+    for bad in ["duration('5')", "duration('')", "duration('--5s')", "duration('1 hour')", "duration('999999999h')"] {
+        assert!(routes(&[(&format!("{bad} > 0"), "/x")], None).unwrap().pick(&event("{}")).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn an_empty_match_is_always_true_and_no_route_is_none() {
     assert!(routes(&[("", "/all"), ("nonsense(", "/x")], None).unwrap_err().contains("nonsense("));
     assert_eq!(routes(&[("  ", "/all")], None).unwrap().pick(&event("{}")).unwrap(), Some("/all"));
