@@ -15,9 +15,10 @@ mod stdout;
 mod tests;
 mod zipkin;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use mecha_components_api::Secret;
 use mecha_core::trace::{Mode, Sampler, SpanSink, Tracer};
 use opentelemetry::KeyValue;
 use opentelemetry_sdk::Resource;
@@ -26,7 +27,7 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 
 use crate::cli::OtelEnv;
-pub use config::{ExporterPlan, OtelConfig, OtlpProtocol, Plan, TracingConfig, plan};
+pub use config::{ExporterPlan, OtelConfig, OtlpPlan, OtlpProtocol, Plan, TracingConfig, plan};
 use convert::Sink;
 use report::Reporting;
 
@@ -55,6 +56,16 @@ pub struct Telemetry {
     tracer: Tracer,
     sampler: Sampler,
     processors: Arc<[BatchSpanProcessor]>,
+    late: Arc<OnceLock<BatchSpanProcessor>>,
+    /// An exporter that waits for its headers.
+    waiting: Option<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    otlp: OtlpPlan,
+    resource: Resource,
+    service_name: String,
 }
 
 impl Telemetry {
@@ -65,29 +76,55 @@ impl Telemetry {
         for warning in &plan.warnings {
             tracing::warn!(target: "dapr.runtime", "{warning}");
         }
-        let telemetry = Self::from_plan(plan)?;
+        let telemetry = Self::from_plan(plan, config.otel.headers_follow)?;
         tracing::info!(target: "dapr.runtime", "Dapr trace sampler initialized: {}", telemetry.sampler);
         Ok(telemetry)
     }
 
-    fn from_plan(plan: Plan) -> Result<Self, TelemetryError> {
+    /// Starts the OTLP exporter that waits for headers whose values lie in a secret store.
+    /// Headers it has already, such as those of the environment, stay. Without such an
+    /// exporter nothing happens. Where to call it: see [`Telemetry::start`].
+    pub fn complete(&mut self, headers: Vec<(String, Secret)>) -> Result<(), TelemetryError> {
+        let Some(Waiting { mut otlp, resource, service_name }) = self.waiting.take() else { return Ok(()) };
+        for (name, value) in headers {
+            let name = name.to_ascii_lowercase();
+            if !config::is_header(&name, &value) {
+                tracing::warn!(target: "dapr.runtime", "tracing.otel.headers: {name:?} is not a valid header; ignored");
+            } else if !otlp.headers.iter().any(|(known, _)| *known == name) {
+                otlp.headers.push((name, value));
+            }
+        }
+        // Set once: there is one waiting exporter at most.
+        let _ = self.late.set(ExporterPlan::Otlp(otlp).build(&resource, &service_name)?);
+        Ok(())
+    }
+
+    fn from_plan(plan: Plan, headers_follow: bool) -> Result<Self, TelemetryError> {
         let attributes = plan.resource.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
         let resource = Resource::builder_empty().with_attributes(attributes).build();
         let mut processors = Vec::new();
+        let mut waiting = None;
         for exporter in plan.exporters {
-            processors.push(exporter.build(&resource, &plan.service_name)?);
+            match exporter {
+                ExporterPlan::Otlp(otlp) if headers_follow => {
+                    let (resource, service_name) = (resource.clone(), plan.service_name.clone());
+                    waiting = Some(Waiting { otlp, resource, service_name });
+                }
+                other => processors.push(other.build(&resource, &plan.service_name)?),
+            }
         }
         let processors: Arc<[BatchSpanProcessor]> = processors.into();
+        let late = Arc::new(OnceLock::new());
         let tracer = match plan.mode {
             Mode::Off => Tracer::off(),
             Mode::PassThrough => Tracer::pass_through(),
             Mode::On => {
-                let sink: Option<Arc<dyn SpanSink>> =
-                    (!processors.is_empty()).then(|| Arc::new(Sink::new(Arc::clone(&processors))) as _);
+                let sink: Option<Arc<dyn SpanSink>> = (!processors.is_empty() || waiting.is_some())
+                    .then(|| Arc::new(Sink::new(Arc::clone(&processors), Arc::clone(&late))) as _);
                 Tracer::on(plan.sampler, sink)
             }
         };
-        Ok(Self { tracer, sampler: plan.sampler, processors })
+        Ok(Self { tracer, sampler: plan.sampler, processors, late, waiting })
     }
 
     /// Starts spans.
@@ -98,8 +135,8 @@ impl Telemetry {
     /// Sends what waits and ends the exporters, for `limit` at most. Call it
     /// after the last request. `false`: some spans may be lost.
     pub async fn shutdown(self, limit: Duration) -> bool {
-        let processors = self.processors;
-        if processors.is_empty() {
+        let Self { processors, late, .. } = self;
+        if processors.is_empty() && late.get().is_none() {
             return true;
         }
         // The processors block while they flush; the connections they flush
@@ -108,6 +145,7 @@ impl Telemetry {
             std::thread::scope(|scope| {
                 let flushing: Vec<_> = processors
                     .iter()
+                    .chain(late.get())
                     .map(|processor| scope.spawn(move || processor.shutdown_with_timeout(limit).is_ok()))
                     .collect();
                 flushing.into_iter().all(|thread| thread.join().unwrap_or(false))

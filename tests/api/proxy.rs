@@ -115,7 +115,6 @@ async fn an_http_app_refuses_clearly() {
 }
 
 #[tokio::test]
-#[ignore = "contract 3.1: proxied messages are not held to max-body-size yet"]
 async fn large_messages_are_refused_on_the_way() {
     let (_app, pair) = pair().await;
     let [client, _] = clients(&pair).await;
@@ -124,6 +123,20 @@ async fn large_messages_are_refused_on_the_way() {
     let status = client.say(&"x".repeat(5 << 20)).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     assert!(status.message().contains("received message larger than max"), "{status:?}");
+    // The connection that the refused call took goes on.
+    assert_eq!(client.say("after").await.unwrap().into_inner(), "after");
+}
+
+#[tokio::test]
+async fn the_callee_has_its_own_limit() {
+    let app = GrpcApp::builder().start().await;
+    let pair =
+        Pair::built(|b| b.flag("max-body-size", "16Mi"), |b| b.grpc_app(&app).flag("max-body-size", "1Mi")).await;
+    let [client, _] = clients(&pair).await;
+    let status = client.say(&"x".repeat(2 << 20)).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    let text = status.message();
+    assert!(text.contains("received message larger than max") && text.ends_with("vs. 1048576)"), "{status:?}");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Trace context through every hop, and spans to collectors.
 
 use bytes::Bytes;
-use mecha_tests::{Answer, Call, GrpcApp, HttpApp, Item, Sidecar, eventually};
+use mecha_tests::{Answer, Call, GrpcApp, HttpApp, Item, Sidecar, component, eventually};
 use prost::Message;
 use serde_json::{Value, json};
 use tonic::Request;
@@ -278,6 +278,16 @@ async fn check_otlp(collector: &HttpApp, route: &str, service: &str) {
     assert_eq!(hex(&state.parent_span_id), "b7ad6b7169203331");
     assert_eq!(state.kind, 3, "client kind");
     assert_eq!(state.attribute("db.name").as_deref(), Some("store"), "{:?}", state.attributes);
+    let save = span("SaveState");
+    for (key, value) in [
+        ("db.system", "state"),
+        ("db.name", "store"),
+        ("db.statement", "/dapr.proto.runtime.v1.Dapr/SaveState"),
+        ("db.connection_string", "state"),
+        ("rpc.service", "Dapr"),
+    ] {
+        assert_eq!(save.attribute(key).as_deref(), Some(value), "{key}: {:?}", save.attributes);
+    }
     let invoke = span("/v1.0/invoke/me/method/x");
     assert_eq!(invoke.status.as_ref().map(|status| status.code), Some(2), "an error by its 500");
     assert!(spans.iter().all(|span| !span.name.contains("healthz")));
@@ -311,6 +321,26 @@ async fn spans_go_to_an_otlp_collector_over_grpc() {
     };
     let (collector, _sidecar) = with_collector(spec, &[]).await;
     check_otlp(&collector, "POST /opentelemetry.proto.collector.trace.v1.TraceService/Export", "me").await;
+}
+
+#[tokio::test]
+async fn headers_for_the_collector_may_lie_in_a_secret_store() {
+    let collector = HttpApp::builder().on("/*", Answer::status(200)).start().await;
+    let spec = format!(
+        "tracing:\n  samplingRate: \"1\"\n  otel:\n    endpointAddress: 127.0.0.1:{}\n    isSecure: false\n    \
+         protocol: http\n    headers:\n      - name: Authorization\n        secretKeyRef:\n          name: COLLECTOR\n          \
+         key: COLLECTOR\n      - name: x-lost\n        secretKeyRef:\n          name: NOT_THERE\n          key: other\n      - \
+         name: x-tenant\n        value: blue\n",
+        collector.port()
+    );
+    let secrets = component("secrets", "secretstores.local.env", &[]);
+    let builder = Sidecar::builder().component(secrets).component(memory_store("store")).configuration(&spec);
+    let sidecar = builder.env("COLLECTOR", "Bearer canary").start().await;
+    sidecar.http().get("/v1.0/state/store/k").send().await.expect(204);
+    let calls = collector.wait_calls("POST /v1/traces", 1).await;
+    assert_eq!((calls[0].header("authorization"), calls[0].header("x-tenant")), ("Bearer canary", "blue"));
+    let log = sidecar.log();
+    assert!(!log.contains("canary"), "a header's value stays out of the log");
 }
 
 #[tokio::test]

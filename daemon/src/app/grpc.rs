@@ -10,6 +10,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper_rustls::HttpsConnectorBuilder;
@@ -24,9 +25,11 @@ use mecha_core::invoke::{GrpcAnswer, Invocation, StatusDetail, Verb, full};
 use mecha_core::metrics::{Metrics, RpcExchange};
 use mecha_core::state::SaveItem;
 use mecha_proto::{common, runtime};
+use tonic::client::Grpc;
 use tonic::metadata::{KeyAndValueRef, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, GrpcMethod, Status};
+use tonic_prost::ProstCodec;
 
 use super::gate::Gate;
 use super::{AppTarget, answers, insecure_tls};
@@ -37,6 +40,7 @@ type AppCallback = runtime::app_callback_client::AppCallbackClient<Channel>;
 type AppCallbackAlpha = runtime::app_callback_alpha_client::AppCallbackAlphaClient<Channel>;
 type HealthCheck = runtime::app_callback_health_check_client::AppCallbackHealthCheckClient<Channel>;
 
+const ON_INVOKE: &str = "/dapr.proto.runtime.v1.AppCallback/OnInvoke";
 /// Time to connect to the app.
 const DIAL_LIMIT: Duration = Duration::from_secs(15);
 /// Calls of the sidecar itself (list subscriptions, list bindings) end after this time.
@@ -125,6 +129,25 @@ impl GrpcApp {
         req
     }
 
+    /// `OnInvoke`. Read as a stream of one message: a unary call of the client library puts
+    /// headers and trailers into one map.
+    async fn on_invoke(&self, mut req: tonic::Request<common::InvokeRequest>) -> Result<Invoked, Status> {
+        let mut client = Grpc::new(self.channel.clone())
+            .max_decoding_message_size(self.max_body)
+            .max_encoding_message_size(self.max_body);
+        client.ready().await.map_err(|e| Status::from_error(e.into()))?;
+        req.extensions_mut().insert(GrpcMethod::new("dapr.proto.runtime.v1.AppCallback", "OnInvoke"));
+        let codec = ProstCodec::<common::InvokeRequest, common::InvokeResponse>::default();
+        let res = client.server_streaming(req, PathAndQuery::from_static(ON_INVOKE), codec).await?;
+        let (headers, mut messages, _) = res.into_parts();
+        let Some(message) = messages.message().await? else {
+            return Err(Status::internal("the app answered without a message"));
+        };
+        // To the end of the stream: its status may still be an error.
+        let trailers = messages.trailers().await?.unwrap_or_default();
+        Ok(Invoked { headers, message, trailers })
+    }
+
     /// Runs one call behind the gate and counts it.
     async fn call<T>(
         &self,
@@ -157,6 +180,13 @@ impl GrpcApp {
             }
         }
     }
+}
+
+/// What an app answers to `OnInvoke`.
+struct Invoked {
+    headers: MetadataMap,
+    message: common::InvokeResponse,
+    trailers: MetadataMap,
 }
 
 /// A status of the app, or a failure on the way that tonic shows as a status.
@@ -346,20 +376,19 @@ impl AppChannel for GrpcApp {
         for (name, value) in &parts.headers {
             copy_header(req.metadata_mut(), name, value);
         }
-        let mut client = self.callback();
         let _pass = self.gate.enter().await?;
         let began = Instant::now();
-        let result = client.on_invoke(req).await;
+        let result = self.on_invoke(req).await;
         let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
         self.metrics.grpc_called(RpcExchange {
-            method: "/dapr.proto.runtime.v1.AppCallback/OnInvoke",
+            method: ON_INVOKE,
             status: mecha_core::invoke::code_name(code as i32),
             request_bytes: 0,
             response_bytes: 0,
             elapsed: began.elapsed(),
         });
         match result {
-            Ok(res) => Ok(answer(res)),
+            Ok(invoked) => Ok(answer(invoked)),
             Err(status) if std::error::Error::source(&status).is_none() => Ok(error_answer(&status)),
             Err(status) => Err(failed(&status)),
         }
@@ -445,17 +474,20 @@ fn headers(md: &MetadataMap) -> HeaderMap {
     out
 }
 
-fn answer(res: tonic::Response<common::InvokeResponse>) -> Response<Body> {
-    let (md, message, _) = res.into_parts();
+fn answer(Invoked { headers: before, message, trailers }: Invoked) -> Response<Body> {
     let data = message.data.unwrap_or_default();
     let mut out = Response::new(full(data.value));
-    *out.headers_mut() = headers(&md);
+    *out.headers_mut() = headers(&before);
     if let Ok(value) = HeaderValue::from_str(&message.content_type)
         && !message.content_type.is_empty()
     {
         out.headers_mut().insert(CONTENT_TYPE, value);
     }
-    out.extensions_mut().insert(GrpcAnswer { type_url: data.type_url, ..GrpcAnswer::default() });
+    out.extensions_mut().insert(GrpcAnswer {
+        type_url: data.type_url,
+        trailers: headers(&trailers),
+        ..GrpcAnswer::default()
+    });
     out
 }
 

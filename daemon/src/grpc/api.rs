@@ -10,6 +10,7 @@ use mecha_proto::runtime::dapr_server::Dapr;
 use mecha_proto::runtime::*;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::notes::{Noted, Notes};
 use super::{GrpcApi, bindings, configuration, errors, invoke, lock, metadata, pubsub, secrets, state, stream};
 
 /// Name of the service.
@@ -59,6 +60,9 @@ macro_rules! serve {
             $(type $stream = Stream<$item>;)*
             $(async fn $method(&self, mut request: Request<$req>) -> Result<Response<$res>, Status> {
                 let cx = context(&mut request);
+                if let Some(notes) = request.extensions().get::<Notes>() {
+                    request.get_ref().note(notes);
+                }
                 self.seal($handler(&self.core, &cx, request.into_inner()).await)
             })*
             $(async fn $w_method(&self, request: Request<$w_req>) -> Result<Response<$w_res>, Status> {

@@ -2,7 +2,7 @@
 
 /// Follows the frames of one direction of a call, whatever the chunks they come in.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub(crate) struct Frames {
     limit: usize,
     prefix: [u8; 5],
     have: usize,
@@ -12,12 +12,12 @@ pub(super) struct Frames {
 
 impl Frames {
     /// Messages may have `limit` bytes.
-    pub(super) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self { limit, prefix: [0; 5], have: 0, rest: 0, bytes: 0 }
     }
 
     /// Reads on. The length of the first message over the limit is the error.
-    pub(super) fn scan(&mut self, mut data: &[u8]) -> Result<(), usize> {
+    pub(crate) fn scan(&mut self, mut data: &[u8]) -> Result<(), usize> {
         while !data.is_empty() {
             if self.rest > 0 {
                 let n = self.rest.min(data.len());
@@ -43,7 +43,7 @@ impl Frames {
     }
 
     /// Bytes of the messages so far, prefixes not counted.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 }

@@ -8,6 +8,7 @@ use mecha_proto::runtime::InvokeServiceRequest;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
+use super::notes::Notes;
 use super::{GrpcApi, api, errors};
 
 /// Headers of the transport, which are no metadata of the caller.
@@ -22,7 +23,10 @@ pub(super) async fn service(
     mut request: Request<InvokeServiceRequest>,
 ) -> Result<Response<InvokeResponse>, Status> {
     let cx = api::context(&mut request);
-    let (metadata, _, request) = request.into_parts();
+    let (metadata, extensions, request) = request.into_parts();
+    if let Some(notes) = extensions.get::<Notes>() {
+        notes.invocation(&request.id, request.message.as_ref().map_or("", |m| &m.method));
+    }
     let mut metadata = metadata.into_headers();
     for name in TRANSPORT {
         metadata.remove(name);

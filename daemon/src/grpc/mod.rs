@@ -11,6 +11,7 @@ mod health;
 mod invoke;
 mod lock;
 mod metadata;
+mod notes;
 mod pubsub;
 mod reflection;
 mod secrets;
@@ -44,6 +45,7 @@ use tonic_health::pb::health_server::HealthServer;
 use self::body::{Report, RequestBody, Source};
 use self::health::HealthApi;
 use self::invoke::Trailers;
+use self::notes::Notes;
 use self::reflection::Reflection;
 use crate::edge;
 use crate::http::ApiLog;
@@ -53,6 +55,7 @@ use crate::serve::ServerLimits;
 use crate::token::{ApiToken, TOKEN_HEADER};
 
 pub use self::body::GrpcBody;
+pub(crate) use self::frames::Frames;
 
 /// Calls in flight before further ones are shed. Streams count until their headers are out.
 const IN_FLIGHT: usize = 16_384;
@@ -202,13 +205,17 @@ impl Server {
             Err(reason) => return refused(Status::invalid_argument(reason)),
         };
         let invocation = matches!(route, Route::Api(api::Entry { api: "invoke", .. }));
+        let mut notes = None;
         if started.span.is_recording() {
             describe(&mut started.span, &parts, invocation);
+            if matches!(route, Route::Api(_)) {
+                parts.extensions.insert(notes.insert(Notes::default()).clone());
+            }
         }
         let received = Arc::new(AtomicU64::new(0));
         let log = self.options.log.enabled && !(route == Route::Health && self.options.log.omit_health);
         // From here on a call that is given up while it runs is reported too.
-        let report = Report {
+        let mut report = Report {
             metrics: self.core.metrics.clone(),
             uri: parts.uri.clone(),
             began,
@@ -237,6 +244,9 @@ impl Server {
                 .await
                 .unwrap_or_else(|_| refused(Status::deadline_exceeded("context deadline exceeded"))),
         };
+        if let Some(notes) = notes {
+            notes.write(&mut report.span, report.uri.path());
+        }
         // What was passed on comes back as it is.
         if trace && route != Route::Proxy {
             mark(&mut answer, &report.span, &started.cx, invocation);

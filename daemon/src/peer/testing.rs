@@ -172,7 +172,7 @@ impl Sidecar {
             max_body: MAX_BODY,
         }));
         invoke.set_resolver(Some(Arc::new(names.clone())));
-        let proxy = Arc::new(GrpcProxy::new(invoke.clone(), pool.clone(), own, false));
+        let proxy = Arc::new(GrpcProxy::new(invoke.clone(), pool.clone(), own, false, MAX_BODY));
         let peer = Arc::new(PeerServer::new(invoke.clone(), Some(proxy.clone()), MAX_BODY));
         let (address, server) = serve(move |req| {
             let peer = peer.clone();

@@ -20,8 +20,11 @@ use mecha_core::app::{Body, BodyError};
 use mecha_core::invoke::{Id, Invoke, Method, Question, Reached, TransportError, grpc_code, headers};
 use tokio::time::Instant;
 
+use self::limit::{Limited, Refusal, too_large_answer};
+use crate::grpc::Frames;
 use crate::peer::{Connected, Dialled, Lease, Place, Pool, status};
 
+mod limit;
 #[cfg(test)]
 mod tests;
 
@@ -86,13 +89,15 @@ pub struct GrpcProxy {
     app: OwnApp,
     /// Tracing is off by a sampling rate of zero; one error text differs by it.
     untraced: bool,
+    /// Largest message either way, in bytes.
+    max_message: usize,
 }
 
 impl GrpcProxy {
-    /// A proxy that finds apps as `invoke` does.
+    /// A proxy that finds apps as `invoke` does. Messages may have `max_message` bytes.
     #[must_use]
-    pub fn new(invoke: Arc<Invoke>, peers: Arc<Pool>, app: OwnApp, untraced: bool) -> Self {
-        Self { invoke, peers, app, untraced }
+    pub fn new(invoke: Arc<Invoke>, peers: Arc<Pool>, app: OwnApp, untraced: bool, max_message: usize) -> Self {
+        Self { invoke, peers, app, untraced, max_message }
     }
 
     /// Answers a call. Always an answer: failures are gRPC statuses. Trace headers are
@@ -117,6 +122,8 @@ impl GrpcProxy {
             return Err(TransportError::unsent(grpc_code::INVALID_ARGUMENT, text));
         }
         clean_headers(req.headers_mut());
+        let refusal = Refusal::default();
+        let mut req = req.map(|body| Body::new(Limited::new(body, self.max_message, refusal.clone())));
         let own_namespace = self.invoke.identity().namespace_or_default();
         match Id::parse(&target, own_namespace).map_err(unknown)? {
             Id::Url(url) => Err(unknown(format!("invalid app id {url}"))),
@@ -129,7 +136,11 @@ impl GrpcProxy {
                         TransportError::unsent(grpc_code::FAILED_PRECONDITION, text)
                     })?;
                 }
-                if own { self.to_app(side, connected, req).await } else { self.to_peer(app, namespace, req).await }
+                if own {
+                    self.to_app(side, connected, req, refusal).await
+                } else {
+                    self.to_peer(app, namespace, req, refusal).await
+                }
             }
         }
     }
@@ -153,6 +164,7 @@ impl GrpcProxy {
         side: Side,
         connected: &Connected,
         mut req: Request<Body>,
+        refusal: Refusal,
     ) -> Result<Response<Body>, TransportError> {
         let app = match &self.app {
             OwnApp::Grpc(app) => app,
@@ -196,7 +208,7 @@ impl GrpcProxy {
         let mut req = Some(req);
         let sent = self.attempts(&app.pool, &mut req, scheme, |_| std::future::ready(Ok(to))).await;
         let record = Record { invoke: self.invoke.clone(), what: caller.map(What::Sent) };
-        self.answer(sent, record, permit)
+        self.answer(sent, record, refusal, permit)
     }
 
     async fn to_peer(
@@ -204,6 +216,7 @@ impl GrpcProxy {
         app: &str,
         namespace: &str,
         mut req: Request<Body>,
+        refusal: Refusal,
     ) -> Result<Response<Body>, TransportError> {
         let streaming = req.headers().get(STREAM).and_then(|v| v.to_str().ok()).is_some_and(truthy);
         req.headers_mut().remove(headers::APP_ID);
@@ -227,7 +240,7 @@ impl GrpcProxy {
                 other => break other,
             }
         };
-        self.answer(sent, Record { invoke: self.invoke.clone(), what: Some(what) }, None)
+        self.answer(sent, Record { invoke: self.invoke.clone(), what: Some(what) }, refusal, None)
     }
 
     /// Sends to a fixed address; a kept connection that turns out dead is replaced once.
@@ -287,11 +300,14 @@ impl GrpcProxy {
         &self,
         sent: Result<(Response<Incoming>, Place), TransportError>,
         mut record: Record,
+        refusal: Refusal,
         permit: Option<Box<dyn Send + Sync>>,
     ) -> Result<Response<Body>, TransportError> {
         let (answer, place) = match sent {
             Ok(sent) => sent,
             Err(e) => {
+                // Our own refusal shows on the connection as a stream that was given up.
+                let e = refusal.get().cloned().unwrap_or(e);
                 record.end(e.code);
                 return Err(e);
             }
@@ -306,7 +322,9 @@ impl GrpcProxy {
         if let Some(status) = status::read(&parts.headers) {
             record.end(status.err().map_or(grpc_code::OK, |e| e.code));
         }
-        let body = Passing { body, record, _held: (place, permit) };
+        let frames = Frames::new(self.max_message);
+        let body =
+            Passing { body, frames, max: self.max_message, refusal, record, ended: false, _held: (place, permit) };
         Ok(Response::from_parts(parts, body.boxed_unsync()))
     }
 }
@@ -369,7 +387,11 @@ impl Drop for Record {
 /// expects it.
 struct Passing {
     body: Incoming,
+    frames: Frames,
+    max: usize,
+    refusal: Refusal,
     record: Record,
+    ended: bool,
     _held: (Place, Option<Box<dyn Send + Sync>>),
 }
 
@@ -379,31 +401,50 @@ impl http_body::Body for Passing {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        Poll::Ready(match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-            None => None,
-            Some(Ok(frame)) => {
-                if let Some(trailers) = frame.trailers_ref() {
-                    let code = match status::from_trailers(Some(trailers)) {
-                        Ok(()) => grpc_code::OK,
-                        Err(e) => e.code,
-                    };
-                    this.record.end(code);
-                }
-                Some(Ok(frame))
-            }
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+            None => return Poll::Ready(None),
             Some(Err(e)) => {
-                let error = status::from_hyper(&e);
-                this.record.end(error.code);
-                Some(Ok(Frame::trailers(status::headers(&error))))
+                let error = this.refusal.get().cloned().unwrap_or_else(|| status::from_hyper(&e));
+                return Poll::Ready(Some(Ok(this.end(&error))));
             }
-        })
+            Some(Ok(frame)) => frame,
+        };
+        if let Some(data) = frame.data_ref()
+            && let Err(length) = this.frames.scan(data)
+        {
+            return Poll::Ready(Some(Ok(this.end(&too_large_answer(length, this.max)))));
+        }
+        if let Some(trailers) = frame.trailers_ref() {
+            if let Some(error) = this.refusal.get().cloned() {
+                return Poll::Ready(Some(Ok(this.end(&error))));
+            }
+            let code = match status::from_trailers(Some(trailers)) {
+                Ok(()) => grpc_code::OK,
+                Err(e) => e.code,
+            };
+            this.record.end(code);
+        }
+        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.ended || self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        // An answer that is too large is cut off.
+        SizeHint::default()
+    }
+}
+
+impl Passing {
+    /// Ends the answer with a status of this daemon.
+    fn end(&mut self, error: &TransportError) -> Frame<Bytes> {
+        self.ended = true;
+        self.record.end(error.code);
+        Frame::trailers(status::headers(error))
     }
 }

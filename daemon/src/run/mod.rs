@@ -9,6 +9,7 @@ mod runtime;
 mod settings;
 #[allow(dead_code, reason = "the reload task reads from it")]
 mod source;
+mod span_headers;
 mod stop;
 
 use std::process::ExitCode;

@@ -18,7 +18,7 @@ use mecha_core::{Core, CoreParts, Identity, Tasks};
 use mecha_resources::Resource;
 use parking_lot::Mutex;
 
-use super::{documents, endpoints, names, settings};
+use super::{documents, endpoints, names, settings, span_headers};
 use crate::app::{self, AppTarget, Gate};
 use crate::cli::{self, BoundPorts, Options};
 use crate::grpc::{GrpcOptions, GrpcService, router};
@@ -82,7 +82,7 @@ impl Runtime {
         let config = &docs.configuration;
         settings::refuse_unbuilt(config)?;
 
-        let tracing = settings::tracing(config);
+        let tracing = settings::tracing(config, &*vars);
         let telemetry = Telemetry::start(&tracing, &options.env.otel, &options.app_id).map_err(|e| e.to_string())?;
         let metrics_config = settings::metrics(config, options);
         let (metrics, mistakes) = match before {
@@ -192,6 +192,7 @@ impl Runtime {
             pool.clone(),
             own_app(app_target.as_ref(), &gate, &outgoing)?,
             telemetry.tracer().mode() == Mode::Off,
+            max_body,
         ));
         let peers = PeerServer::new(invoke.clone(), Some(proxy.clone()), max_body);
         let peers = Arc::new(peers.with_tracer(telemetry.tracer().clone()));
@@ -245,6 +246,12 @@ impl Runtime {
             outgoing,
         };
         if let Err(e) = loader.load_all(docs.components).await {
+            runtime.close().await;
+            return Err(e.to_string());
+        }
+        let headers = span_headers::read(&core, config, "").await;
+        let completed = runtime.telemetry.lock().as_mut().map_or(Ok(()), |t| t.complete(headers));
+        if let Err(e) = completed {
             runtime.close().await;
             return Err(e.to_string());
         }

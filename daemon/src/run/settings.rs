@@ -8,7 +8,7 @@ use mecha_core::api_rules::{ApiRule, ApiRules};
 use mecha_core::metadata::{AppConnection, AppHealthInfo, Fixed};
 use mecha_core::metrics::MetricsConfig;
 use mecha_core::secrets::{SecretScope, SecretScopes};
-use mecha_resources::{Configuration, DefaultAccess, ValueSource};
+use mecha_resources::{Configuration, DefaultAccess, ValueSource, env_ref_allowed};
 
 use crate::cli::Options;
 use crate::http::ApiLog;
@@ -30,16 +30,20 @@ pub(super) fn refuse_unbuilt(config: &Configuration) -> Result<(), String> {
     Ok(())
 }
 
-/// Where spans go and how many are made.
-pub(super) fn tracing(config: &Configuration) -> TracingConfig {
+/// Where spans go and how many are made. Headers that lie in a secret store follow, see
+/// `span_headers`.
+pub(super) fn tracing(config: &Configuration, env: &dyn Fn(&str) -> Option<String>) -> TracingConfig {
     let Some(document) = &config.tracing else { return TracingConfig::default() };
     TracingConfig::from_document(document, |header| match &header.value {
         ValueSource::Plain(value) => Some(Secret::new(value.expose())),
-        ValueSource::Secret(_) | ValueSource::Env(_) => {
+        ValueSource::Secret(_) => None,
+        ValueSource::Env(variable) if env_ref_allowed(variable, env("DAPR_ENV_KEYS").as_deref()) => {
+            Some(Secret::new(env(variable).unwrap_or_default()))
+        }
+        ValueSource::Env(variable) => {
             tracing::warn!(
                 target: "dapr.runtime",
-                "tracing.otel.headers: '{}' is left out, only plain values can be sent; \
-                 OTEL_EXPORTER_OTLP_HEADERS takes headers from the environment",
+                "tracing.otel.headers: '{}' is left out: documents may not read the environment variable '{variable}'",
                 header.name
             );
             None

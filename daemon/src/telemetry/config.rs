@@ -40,8 +40,10 @@ pub struct OtelConfig {
     pub protocol: Option<String>,
     /// TLS.
     pub is_secure: bool,
-    /// Sent with every export; secret references are resolved already.
+    /// Sent with every export.
     pub headers: Vec<(String, Secret)>,
+    /// More headers come once secret stores run; the exporter waits for them.
+    pub headers_follow: bool,
     /// Limit of one export.
     pub timeout: Option<Duration>,
 }
@@ -101,7 +103,14 @@ pub struct OtlpPlan {
 
 impl Default for OtelConfig {
     fn default() -> Self {
-        Self { endpoint_address: None, protocol: None, is_secure: true, headers: Vec::new(), timeout: None }
+        Self {
+            endpoint_address: None,
+            protocol: None,
+            is_secure: true,
+            headers: Vec::new(),
+            headers_follow: false,
+            timeout: None,
+        }
     }
 }
 
@@ -195,14 +204,17 @@ fn otlp(config: &TracingConfig, env: &OtelEnv, endpoint: &str, from_env: bool, w
         }
     }
     headers.retain(|(name, value)| {
-        let valid =
-            http::HeaderName::try_from(name.as_str()).is_ok() && http::HeaderValue::try_from(value.expose()).is_ok();
+        let valid = is_header(name, value);
         if !valid {
             warnings.push(format!("tracing.otel.headers: {name:?} is not a valid header; ignored"));
         }
         valid
     });
     OtlpPlan { protocol, url, headers, timeout: env.timeout.or(config.otel.timeout).unwrap_or(DEFAULT_TIMEOUT) }
+}
+
+pub(super) fn is_header(name: &str, value: &Secret) -> bool {
+    http::HeaderName::try_from(name).is_ok() && http::HeaderValue::try_from(value.expose()).is_ok()
 }
 
 /// csv of `key=value`, values percent-decoded. Warnings name no value: it may be a token.

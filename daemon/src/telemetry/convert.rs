@@ -1,7 +1,7 @@
 //! From our spans to the SDK's.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use mecha_core::trace::{AttributeValue, FinishedSpan, SpanKind, SpanSink, SpanStatus, TraceContext};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind as OtelKind, Status, TraceFlags, TraceId, TraceState};
@@ -12,24 +12,28 @@ use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanData, SpanEvents, SpanLin
 #[derive(Debug)]
 pub(super) struct Sink {
     processors: Arc<[BatchSpanProcessor]>,
+    /// One that starts later than the others.
+    late: Arc<OnceLock<BatchSpanProcessor>>,
     scope: InstrumentationScope,
 }
 
 impl Sink {
-    pub(super) fn new(processors: Arc<[BatchSpanProcessor]>) -> Self {
+    pub(super) fn new(processors: Arc<[BatchSpanProcessor]>, late: Arc<OnceLock<BatchSpanProcessor>>) -> Self {
         let scope = InstrumentationScope::builder("mechad").with_version(env!("CARGO_PKG_VERSION")).build();
-        Self { processors, scope }
+        Self { processors, late, scope }
     }
 }
 
 impl SpanSink for Sink {
     fn export(&self, span: FinishedSpan) {
-        let Some((last, others)) = self.processors.split_last() else { return };
+        let mut processors = self.processors.iter().chain(self.late.get());
+        let Some(mut processor) = processors.next() else { return };
         let data = convert(span, self.scope.clone());
-        for processor in others {
+        for next in processors {
             processor.on_end(data.clone());
+            processor = next;
         }
-        last.on_end(data);
+        processor.on_end(data);
     }
 }
 

@@ -1,14 +1,13 @@
 //! The Configuration's `tracing` section.
 
 use mecha_components_api::Secret;
-use mecha_resources::{NameValue, OtelProtocol, Tracing};
+use mecha_resources::{NameValue, OtelProtocol, Tracing, ValueSource};
 
 use super::config::{OtelConfig, TracingConfig};
 
 impl TracingConfig {
-    /// Takes the section over. `value` gives a header's value, from the
-    /// document or a secret store; `None` leaves the header out, and is the
-    /// caller's to report.
+    /// Takes the section over. `value` gives a header's value as far as it is known; `None`
+    /// leaves the header out. Those that secret stores hold come with `Telemetry::complete`.
     pub fn from_document(document: &Tracing, mut value: impl FnMut(&NameValue) -> Option<Secret>) -> Self {
         let given = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         let otel = document.otel.as_ref().map_or_else(OtelConfig::default, |otel| OtelConfig {
@@ -21,6 +20,7 @@ impl TracingConfig {
                 .to_owned()
             }),
             is_secure: otel.is_secure,
+            headers_follow: otel.headers.iter().any(|header| matches!(header.value, ValueSource::Secret(_))),
             headers: otel.headers.iter().filter_map(|header| Some((header.name.clone(), value(header)?))).collect(),
             timeout: otel.timeout.filter(|timeout| !timeout.is_zero()),
         });

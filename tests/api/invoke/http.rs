@@ -180,8 +180,11 @@ async fn an_app_that_is_away_is_an_error_and_comes_back() {
 async fn an_unnamed_verb_goes_on_as_post_and_connect_does_not() {
     let app = echo().start().await;
     let pair = Pair::with(&app).await;
-    let reply = pair.caller.http().request("PURGE", "/v1.0/invoke/callee/method/echo").send().await.expect(200);
-    assert_eq!(reply.json()["verb"], "POST");
+    // The same from the own sidecar as from another one.
+    for sidecar in [&pair.caller, &pair.callee] {
+        let reply = sidecar.http().request("PURGE", "/v1.0/invoke/callee/method/echo").send().await.expect(200);
+        assert_eq!(reply.json()["verb"], "POST", "{}", sidecar.app_id());
+    }
     let reply = pair.caller.http().request("TRACE", "/v1.0/invoke/callee/method/echo").send().await.expect(200);
     assert_eq!(reply.json()["verb"], "TRACE");
 }

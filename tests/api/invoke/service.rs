@@ -1,10 +1,14 @@
 //! The gRPC call InvokeService, and apps on gRPC.
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::{Frame, Incoming};
 use mecha_proto::Any;
 use mecha_proto::common::http_extension::Verb;
 use mecha_proto::common::{HttpExtension, InvokeRequest, InvokeResponse};
 use mecha_proto::runtime::InvokeServiceRequest;
-use mecha_tests::{Answer, Call, GrpcApp, HttpApp, status_details};
+use mecha_tests::{Answer, Body, Call, GrpcApp, HttpApp, status_details};
+use prost::Message as _;
 use serde_json::json;
 use tonic::{Code, Request};
 
@@ -145,6 +149,42 @@ async fn a_grpc_app_answers_both_fronts() {
     assert_eq!(reply.header("content-type"), "text/plain; charset=utf-8");
     assert_eq!(reply.json()["code"], json!(5));
     assert_eq!(reply.json()["message"], "no such thing");
+}
+
+/// Answers `OnInvoke` with a message, a header and a trailer, which server libraries keep apart.
+async fn with_trailers(_: http::Request<Incoming>) -> http::Response<Body> {
+    let message = InvokeResponse { data: Some(Any::plain("ok".to_owned())), content_type: "text/plain".to_owned() };
+    let mut framed = vec![0];
+    framed.extend(u32::try_from(message.encoded_len()).unwrap().to_be_bytes());
+    framed.extend(message.encode_to_vec());
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("grpc-status", "0".parse().unwrap());
+    trailers.insert("x-cost", "3".parse().unwrap());
+    let frames = [Frame::data(Bytes::from(framed)), Frame::trailers(trailers)];
+    let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, std::io::Error>))).boxed_unsync();
+    let answer = http::Response::builder().header("content-type", "application/grpc").header("x-first", "1");
+    answer.body(body).unwrap()
+}
+
+#[tokio::test]
+async fn trailers_of_a_grpc_app_come_behind_the_message() {
+    let app =
+        HttpApp::builder().on_stream("POST /dapr.proto.runtime.v1.AppCallback/OnInvoke", with_trailers).start().await;
+    let pair = Pair::built(|b| b, |b| b.app(&app).flag("app-protocol", "grpc")).await;
+    for sidecar in [&pair.callee, &pair.caller] {
+        let mut client = tonic::client::Grpc::new(sidecar.channel().await);
+        client.ready().await.unwrap();
+        let path = http::uri::PathAndQuery::from_static("/dapr.proto.runtime.v1.Dapr/InvokeService");
+        let codec = tonic_prost::ProstCodec::<InvokeServiceRequest, InvokeResponse>::default();
+        let ask = Request::new(request("hello", "body", None));
+        let answer = client.server_streaming(ask, path, codec).await.unwrap();
+        assert_eq!(answer.metadata().get("x-first").unwrap(), "1", "{}", sidecar.app_id());
+        assert!(answer.metadata().get("x-cost").is_none(), "{:?}", answer.metadata());
+        let mut messages = answer.into_inner();
+        assert_eq!(messages.message().await.unwrap().unwrap().data.unwrap().value, "ok");
+        let trailers = messages.trailers().await.unwrap().unwrap_or_default();
+        assert_eq!(trailers.get("x-cost").map(|v| v.to_str().unwrap()), Some("3"), "{}", sidecar.app_id());
+    }
 }
 
 #[tokio::test]

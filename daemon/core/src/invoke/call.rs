@@ -45,6 +45,23 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// The verb of an HTTP call. One that `HTTPExtension.Verb` cannot name goes on as POST, to
+    /// the own app as to others, so that an app sees the same wherever its caller sits.
+    #[must_use]
+    pub fn of(method: http::Method) -> Self {
+        let named = [
+            http::Method::GET,
+            http::Method::HEAD,
+            http::Method::PUT,
+            http::Method::DELETE,
+            http::Method::CONNECT,
+            http::Method::OPTIONS,
+            http::Method::TRACE,
+            http::Method::PATCH,
+        ];
+        Self::Http(if named.contains(&method) { method } else { http::Method::POST })
+    }
+
     /// Number in `HTTPExtension.Verb`; a verb that has none goes on as POST.
     #[must_use]
     pub fn number(&self) -> Option<i32> {
@@ -183,7 +200,7 @@ pub enum Reached {
 }
 
 /// A try that failed before an answer came.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TransportError {
     /// gRPC code.
     pub code: i32,

@@ -237,7 +237,7 @@ impl Invoke {
         }
         let mut head = Head {
             query: parts.uri.query().unwrap_or_default().to_owned(),
-            verb: Verb::Http(parts.method),
+            verb: Verb::of(parts.method),
             method,
             headers: parts.headers,
             type_url: String::new(),
