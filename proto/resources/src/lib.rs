@@ -13,6 +13,7 @@ mod configuration;
 mod decode;
 mod diagnostic;
 mod endpoint;
+pub mod kinds;
 mod load;
 mod other;
 mod resiliency;

@@ -345,7 +345,7 @@ fn fault(file: &Arc<str>, fault: yaml::Fault) -> Diagnostic {
 }
 
 /// The YAML files directly in `dir`, by name. Links are followed, since mounted volumes are made of them.
-fn yaml_files(dir: &Path, findings: &mut Vec<Diagnostic>) -> Result<Vec<PathBuf>, LoadError> {
+pub(crate) fn yaml_files(dir: &Path, findings: &mut Vec<Diagnostic>) -> Result<Vec<PathBuf>, LoadError> {
     let unreadable = |source| LoadError::Unreadable { path: dir.to_owned(), source };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(unreadable)? {
@@ -366,7 +366,7 @@ fn yaml_files(dir: &Path, findings: &mut Vec<Diagnostic>) -> Result<Vec<PathBuf>
     Ok(files)
 }
 
-fn read_limited(path: &Path) -> io::Result<String> {
+pub(crate) fn read_limited(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     std::fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_FILE_BYTES {

@@ -6,9 +6,11 @@
 //! become a large one.
 
 mod build;
+mod de;
 mod scalar;
 
 pub use build::{Document, Fault, MAX_DEPTH, MAX_NODES, MAX_TEXT_BYTES, Parsed, parse};
+pub use de::{Misfit, from_node};
 
 use serde_json::{Map, Number};
 
