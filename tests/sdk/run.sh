@@ -4,7 +4,7 @@
 #
 #   MECHAD                daemon to test; without it the one in target/debug is built
 #   MECHA_SDK_LANGUAGES   only these, of: java js python go rust
-#   MECHA_SDK_BACKENDS    only these, of: embedded redis postgres
+#   MECHA_SDK_BACKENDS    only these, of: embedded redis postgres-kafka
 #
 # Without Go, or without Java and Maven, those parts are left out, and fail where CI is set. The same holds for
 # backends whose servers are not installed.
@@ -127,8 +127,9 @@ play() {
     log=$work/$language-$backend.log
     begun=$SECONDS
     echo "${names[$language]} on $backend:"
-    # A database of its own in every server, and ports below those that the system gives away.
-    MECHA_SDK_BACKEND=$backend MECHA_SDK_PORTS=$((ports + slot * 130)) TEST_REDIS_DB=$slot TEST_DATABASE="${TEST_POSTGRES:-} dbname=$language-$backend" \
+    # A database or a namespace of its own in every server, and ports below those that the system gives away.
+    MECHA_SDK_BACKEND=$backend MECHA_SDK_PORTS=$((ports + slot * 130)) TEST_REDIS_DB=$slot \
+      NAMESPACE=$language-$backend TEST_DATABASE="${TEST_POSTGRES:-} dbname=$language-$backend" \
       "play_$language" "$backend" || failed=1
     slot=$((slot + 1))
   done
@@ -142,7 +143,7 @@ readonly ports=$((10000 + $$ % 10 * 2000))
 declare -A names=([python]=Python [js]=JavaScript [go]=Go [java]=Java [rust]=Rust)
 # The slowest first.
 languages=${MECHA_SDK_LANGUAGES:-java js python go rust}
-backends=${MECHA_SDK_BACKENDS:-embedded redis postgres}
+backends=${MECHA_SDK_BACKENDS:-embedded redis postgres-kafka}
 
 # The servers are started once, around the rest of this script.
 if [ -z "${MECHA_SDK_SERVERS:-}" ]; then
@@ -151,7 +152,7 @@ if [ -z "${MECHA_SDK_SERVERS:-}" ]; then
   for language in $languages; do
     for backend in $backends; do databases+=(--database "$language-$backend"); done
   done
-  MECHA_SDK_SERVERS=started exec "$target_dir/examples/with_servers" --sql "$here/resources/postgres/setup.sql" \
+  MECHA_SDK_SERVERS=started exec "$target_dir/examples/with_servers" --sql "$here/resources/postgres-kafka/setup.sql" \
     "${databases[@]}" bash "${BASH_SOURCE[0]}"
 fi
 if [ -z "${MECHAD:-}" ]; then
@@ -166,7 +167,7 @@ for backend in $backends; do
   case $backend in
     embedded) ;;
     redis) [ -n "${TEST_REDIS:-}" ] || backend= ;;
-    *) [ -n "${TEST_REDIS:-}" ] && [ -n "${TEST_POSTGRES:-}" ] || backend= ;;
+    *) [ -n "${TEST_REDIS:-}" ] && [ -n "${TEST_POSTGRES:-}" ] && [ -n "${TEST_KAFKA:-}" ] || backend= ;;
   esac
   possible+=" $backend"
 done

@@ -4,13 +4,13 @@
 //! with_servers [--sql FILE] [--database NAME]... COMMAND...
 //! ```
 //!
-//! The command finds `TEST_REDIS` (host:port) and `TEST_POSTGRES` (host=… port=… user=…) for the
-//! servers that are installed. Every database is made with what the statements of `--sql` make.
+//! The command finds `TEST_REDIS` and `TEST_KAFKA` (host:port), and `TEST_POSTGRES`
+//! (host=… port=… user=…), for the servers that are installed. Every database is made with what the statements of `--sql` make.
 //! The status is that of the command.
 
 use std::process::{Command, ExitCode};
 
-use mecha_testkit::servers::{Postgres, Redis};
+use mecha_testkit::servers::{Kafka, Postgres, Redis};
 
 #[derive(Default)]
 struct Options {
@@ -52,6 +52,8 @@ fn run(options: Options) -> Result<ExitCode, String> {
     let Some((program, args)) = options.command.split_first() else { return Err("no command".to_owned()) };
     let mut command = Command::new(program);
     command.args(args);
+    // The slowest to start goes first, beside the others.
+    let kafka = std::thread::spawn(Kafka::start);
     let redis = Redis::start();
     if let Some(redis) = &redis {
         command.env("TEST_REDIS", redis.address());
@@ -66,6 +68,10 @@ fn run(options: Options) -> Result<ExitCode, String> {
             postgres.sql(&format!("CREATE DATABASE \"{name}\" TEMPLATE postgres"));
         }
         command.env("TEST_POSTGRES", format!("host=127.0.0.1 port={} user=postgres", postgres.port()));
+    }
+    let kafka = kafka.join().map_err(|_| "Kafka does not start")?;
+    if let Some(kafka) = &kafka {
+        command.env("TEST_KAFKA", kafka.address());
     }
     let status = command.status().map_err(|e| format!("{program} cannot be started: {e}"))?;
     // Ended by a signal there is no code.
