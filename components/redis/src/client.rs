@@ -80,6 +80,11 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
+    /// See [`RedisConfig::place`].
+    pub(crate) fn place(&self) -> String {
+        self.config.place()
+    }
+
     /// Connects and asks the server whether it is there.
     pub(crate) async fn open(config: RedisConfig) -> Result<Arc<Self>> {
         let client = Self { config, calls: Lane::default(), waits: Lane::default(), closed: CancellationToken::new() };

@@ -8,7 +8,7 @@ use mecha_components_api::{ConfigErrors, Metadata, Secret, parse_go_duration};
 const DEFAULT_PORT: u16 = 6379;
 const MILLISECOND: Duration = Duration::from_millis(1);
 /// Lost connections are found within this time, whatever the timeouts are.
-const LONGEST_SILENCE: Duration = Duration::from_secs(15);
+pub(crate) const LONGEST_SILENCE: Duration = Duration::from_secs(15);
 /// What "no limit" means here: every wait ends.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -127,6 +127,12 @@ impl fmt::Debug for RedisConfig {
 }
 
 impl RedisConfig {
+    /// The servers and the database, for [`mecha_components_api::Component::place`].
+    pub(crate) fn place(&self) -> String {
+        let hosts: Vec<String> = self.hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect();
+        format!("{}/{}", hosts.join(","), self.db)
+    }
+
     /// Reads the shared keys, noting mistakes in `errors`.
     pub(crate) fn read(md: &Metadata, errors: &mut ConfigErrors, block: Block) -> Self {
         let given = errors.text(md, "redisType", "node");

@@ -65,6 +65,10 @@ impl Component for RedisConfiguration {
         self.client.ping().await
     }
 
+    fn place(&self) -> Option<String> {
+        Some(self.client.place())
+    }
+
     async fn close(&self) {
         self.client.close();
     }

@@ -19,7 +19,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::{Login, RedisConfig, Tls, Topology};
-use crate::error::{is, is_unknown_command};
+use crate::error::is;
 
 /// A silent connection is probed after this time…
 const PROBE_AFTER: Duration = Duration::from_secs(5);
@@ -117,9 +117,12 @@ async fn dial_node(config: &RedisConfig, protocol: ProtocolVersion) -> RedisResu
     Ok(Dialled { wire, gone })
 }
 
-/// Servers before version 6, proxies, and users who may not call HELLO.
+/// Servers before version 6, proxies, and users who may not call HELLO. Some proxies hang up on
+/// what they do not know; where something else is wrong the second try says so again.
 fn speaks_no_resp3(e: &RedisError) -> bool {
-    e.kind() == ErrorKind::RESP3NotSupported || is(e, "NOPROTO") || is(e, "NOPERM") || is_unknown_command(e)
+    e.kind() == ErrorKind::RESP3NotSupported
+        || ["ERR", "NOPROTO", "NOPERM"].iter().any(|code| is(e, code))
+        || (e.is_connection_dropped() && !e.is_connection_refusal())
 }
 
 /// The one server, or the one that the sentinels name now.

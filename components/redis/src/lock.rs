@@ -82,6 +82,10 @@ impl Component for RedisLock {
         self.client.ping().await
     }
 
+    fn place(&self) -> Option<String> {
+        Some(self.client.place())
+    }
+
     async fn close(&self) {
         self.client.close();
     }

@@ -109,6 +109,10 @@ impl Component for RedisPubSub {
         self.client.ping().await
     }
 
+    fn place(&self) -> Option<String> {
+        Some(format!("{} {}", self.client.place(), self.group))
+    }
+
     async fn close(&self) {
         self.client.close();
     }

@@ -322,6 +322,10 @@ impl Component for RedisState {
         self.client.ping().await
     }
 
+    fn place(&self) -> Option<String> {
+        Some(self.client.place())
+    }
+
     async fn close(&self) {
         self.client.close();
     }

@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::client::{Client, Trouble};
+use crate::config::LONGEST_SILENCE;
 use crate::connect::Wire;
 use crate::error::{Fault, is, is_unknown_command};
 use crate::script::{Script, script};
@@ -309,7 +310,7 @@ impl<'a> Subscription<'a> {
 
     /// Longer than the server may block: silence beyond is a dead connection.
     fn answer(&self) -> Duration {
-        self.block() + self.client.config().read
+        self.block() + self.client.config().read.min(LONGEST_SILENCE)
     }
 
     async fn make_group(&self) -> Result<(), Fault> {

@@ -2,10 +2,13 @@
 -- Gives 1 when it was written and 0 on a conflict.
 local key = KEYS[1]
 local old = redis.pcall('HMGET', key, 'version', 'first-write')
-local other = false
+local other, past = false, 0
 if old.err then
   if not string.find(old.err, 'WRONGTYPE', 1, true) then return old end
-  other, old = true, { false, false }
+  -- A document of the JSON module has a version, too; its next one goes on from there.
+  local version = redis.pcall('JSON.GET', key, '.version')
+  if type(version) ~= 'string' or not tonumber(version) then version = false end
+  other, past, old = true, tonumber(version or '0'), { version, false }
 end
 local version = old[1]
 if version and version ~= '' then
@@ -17,7 +20,7 @@ if version and version ~= '' then
 end
 if other then redis.call('DEL', key) end
 -- First, because it alone can refuse: a version that is no integer.
-redis.call('HINCRBY', key, 'version', 1)
+redis.call('HINCRBY', key, 'version', string.format('%.0f', past + 1))
 if ARGV[2] == '1' then
   redis.call('HSET', key, 'data', ARGV[4], 'first-write', '0')
 else

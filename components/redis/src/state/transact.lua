@@ -9,7 +9,10 @@ for i = 1, #KEYS do
     local old = redis.pcall('HMGET', key, 'version', 'first-write')
     if old.err then
       if not string.find(old.err, 'WRONGTYPE', 1, true) then return old end
-      now = { other = true, version = false, first = false }
+      -- A document of the JSON module has a version, too; its next one goes on from there.
+      local version = redis.pcall('JSON.GET', key, '.version')
+      if type(version) ~= 'string' or not tonumber(version) then version = false end
+      now = { other = true, past = tonumber(version or '0'), version = version, first = false }
     else
       now = { other = false, version = old[1], first = old[2] }
       if now.version == '' then now.version = false end
@@ -36,13 +39,13 @@ end
 -- Nothing refuses from here on.
 for i = 1, #KEYS do
   local key, at = KEYS[i], (i - 1) * 5
-  local now = seen[key]
+  local now, past = seen[key], 0
   if now.other then
     redis.call('DEL', key)
-    now.other = false
+    now.other, past = false, now.past
   end
   if ARGV[at + 1] == 'set' then
-    redis.call('HINCRBY', key, 'version', 1)
+    redis.call('HINCRBY', key, 'version', string.format('%.0f', past + 1))
     if ARGV[at + 3] == '1' then
       redis.call('HSET', key, 'data', ARGV[at + 5], 'first-write', '0')
     else

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use mecha_components_api::{
     Concurrency, Consistency, DeleteState, ErrorKind, Metadata, Publish, SetState, StateStore, TransactOp, Ttl,
 };
-use mecha_testkit::servers::Redis;
+use mecha_testkit::servers::{Redis, RedisOptions};
 
 use crate::support::{configuration, get, lock, pubsub, put, state};
 
@@ -52,6 +52,46 @@ async fn values_of_the_incumbent_are_read_and_replaced() {
     assert_eq!(get(&*store, "text").await.unwrap().unwrap(), ("plain".to_owned(), None));
     store.set(put(&md, "text", "1")).await.unwrap();
     assert_eq!(hash(&redis, "text"), ["1", "1"]);
+}
+
+/// Here a command of the server's own plays the module's part: it answers with the version, too,
+/// and its key is no hash either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_of_the_json_module_keep_their_versions() {
+    let options = RedisOptions::new().arg("--rename-command").arg("ZSCORE").arg("JSON.GET");
+    let Some(redis) = options.start() else { return };
+    let store = state(&[("redisHost", &redis.address())]).await.unwrap();
+    let md = Metadata::new();
+    let documents = || {
+        for key in ["set", "delete", "a", "b"] {
+            redis.command(&["DEL", key]);
+            redis.command(&["ZADD", key, "41", ".version"]);
+        }
+    };
+    documents();
+    let delete = |etag| DeleteState {
+        key: "delete",
+        etag,
+        concurrency: Concurrency::LastWrite,
+        consistency: Consistency::Eventual,
+        metadata: &md,
+    };
+    conflict(&*store, SetState { etag: Some("40"), ..put(&md, "set", "1") }).await;
+    assert_eq!(store.delete(delete(Some("40"))).await.unwrap_err().kind(), ErrorKind::Conflict);
+    store.set(SetState { etag: Some("41"), ..put(&md, "set", "1") }).await.unwrap();
+    assert_eq!(hash(&redis, "set"), ["1", "42"]);
+    store.delete(delete(Some("41"))).await.unwrap();
+    assert_eq!(redis.command(&["EXISTS", "delete"]), "0");
+
+    let transact = store.transact().unwrap();
+    let stale = SetState { etag: Some("40"), ..put(&md, "b", "1") };
+    let ops = vec![TransactOp::Set(put(&md, "a", "1")), TransactOp::Set(stale)];
+    assert_eq!(transact.transact(ops, &md).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(redis.command(&["TYPE", "a"]), "zset");
+    let fresh = SetState { etag: Some("41"), ..put(&md, "b", "1") };
+    let ops = vec![TransactOp::Set(put(&md, "a", "1")), TransactOp::Set(fresh), TransactOp::Set(put(&md, "b", "2"))];
+    transact.transact(ops, &md).await.unwrap();
+    assert_eq!((hash(&redis, "a"), hash(&redis, "b")), (vec!["1".into(), "42".into()], vec!["2".into(), "43".into()]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,9 +1,10 @@
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
 use mecha_components_api::{ErrorKind, Metadata};
 use mecha_testkit::servers::{self, Redis, RedisOptions};
 
-use crate::support::{put, state};
+use crate::support::{get, put, state};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_is_asked_for_and_never_told() {
@@ -89,4 +90,41 @@ async fn the_certificate_is_verified() {
     // The server asks for a client certificate.
     let anonymous = [&tls[..], &[("mecha.caCert", cert.as_str())]].concat();
     assert!(state(&anonymous).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_knows_only_the_old_protocol_will_do() {
+    let Some(redis) = RedisOptions::new().arg("--rename-command").arg("HELLO").arg("").start() else { return };
+    let store = state(&[("redisHost", &redis.address())]).await.unwrap();
+    let md = Metadata::new();
+    store.set(put(&md, "k", "1")).await.unwrap();
+    assert_eq!(get(&*store, "k").await.unwrap().unwrap().0, "1");
+}
+
+/// Some proxies hang up on commands that they do not know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_knows_only_the_old_protocol_will_do() {
+    let Some(redis) = Redis::start() else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, server) = (listener.local_addr().unwrap().to_string(), redis.address());
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let server = server.clone();
+            std::thread::spawn(move || {
+                let mut first = [0; 64];
+                let read = client.peek(&mut first).unwrap_or(0);
+                if String::from_utf8_lossy(&first[..read]).contains("HELLO") {
+                    return;
+                }
+                let server = TcpStream::connect(server).unwrap();
+                let (mut up, mut down) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                std::thread::spawn(move || std::io::copy(&mut up, &mut &server));
+                let _ = std::io::copy(&mut down, &mut &client);
+            });
+        }
+    });
+    let store = state(&[("redisHost", &address)]).await.unwrap();
+    let md = Metadata::new();
+    store.set(put(&md, "k", "1")).await.unwrap();
+    assert_eq!(get(&*store, "k").await.unwrap().unwrap().0, "1");
 }
