@@ -33,6 +33,8 @@ pub(crate) enum Wire {
     Http1,
     /// A unary gRPC call over cleartext HTTP/2; the body is the framed message.
     Grpc,
+    /// Redis commands over one connection that all lines share.
+    Redis,
 }
 
 /// The request that is sent again and again.
@@ -44,6 +46,8 @@ pub(crate) struct Shot {
     pub(crate) path: String,
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     pub(crate) body: Bytes,
+    /// For [`Wire::Redis`]: a command and its arguments; several are a transaction.
+    pub(crate) commands: Vec<Vec<Bytes>>,
     /// Any other status is an error.
     pub(crate) expect: StatusCode,
     /// Fewer bytes in an answer are an error.

@@ -4,7 +4,9 @@
 //! The load generator is a thread of this process; the app, the bare handler and the bare proxies
 //! are processes of their own, so that CPU is counted where it is used.
 
+mod backends;
 mod facts;
+mod layout;
 mod load;
 mod process;
 mod report;
@@ -21,6 +23,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::backends::Backends;
 use crate::report::Results;
 use crate::scenario::Effort;
 use crate::sidecar::Binary;
@@ -47,8 +50,11 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
     /// Seconds that count, in each round and for each path.
-    #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=3600))]
     seconds: u16,
+    /// Seconds of steady load after which memory is looked at; 600 for a published figure.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(2..))]
+    soak_seconds: u16,
     /// Folder for the JSON and the SVG.
     #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
     out: PathBuf,
@@ -64,6 +70,13 @@ enum Helper {
         /// Role, wire, value.
         args: Vec<String>,
     },
+    /// Write the linker script that keeps together what every start runs.
+    Layout {
+        /// A release build with its symbols.
+        daemon: PathBuf,
+        /// The script.
+        script: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -74,12 +87,14 @@ enum Part {
     Grpc,
     Pubsub,
     Connections,
+    Soak,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     let done = match &args.helper {
         Some(Helper::Helper { args }) => serve::run(args),
+        Some(Helper::Layout { daemon, script }) => layout::run(daemon, script),
         None => bench(&args),
     };
     match done {
@@ -98,7 +113,7 @@ fn bench(args: &Args) -> io::Result<()> {
     } else {
         Effort {
             rounds: args.rounds.into(),
-            warm_up: Duration::from_secs(1),
+            warm_up: Duration::from_millis(500),
             measured: Duration::from_secs(args.seconds.into()),
             starts: 21,
         }
@@ -107,27 +122,37 @@ fn bench(args: &Args) -> io::Result<()> {
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
     let mut results = Results::new(effort);
+    let backends = Backends::start();
     if wanted(Part::Startup) {
-        results.footprints = scenario::startup::run(&binaries, folder, effort)?;
+        results.footprints = scenario::startup::run(&binaries, &backends, folder, effort)?;
     }
     if wanted(Part::State) {
-        results.contests.extend(scenario::state::run(&binaries, folder, effort)?);
+        results.contests.extend(scenario::state::run(&binaries, &backends, folder, effort)?);
     }
+    // What comes later may fail; what was measured before it is not lost.
+    write(&args.out, &results)?;
     if wanted(Part::Invoke) {
         let (contests, after) = scenario::invoke::http(&binaries, folder, effort)?;
         results.contests.extend(contests);
         results.after_load(after);
     }
+    write(&args.out, &results)?;
     if wanted(Part::Grpc) {
         results.contests.extend(scenario::invoke::grpc(&binaries, folder, effort)?);
     }
-    // What comes last may fail; what was measured before it is not lost.
     write(&args.out, &results)?;
     if wanted(Part::Pubsub) {
-        results.deliveries = scenario::pubsub::run(&binaries, folder, effort)?;
+        let (contests, deliveries) = scenario::pubsub::run(&binaries, &backends, folder, effort)?;
+        results.contests.extend(contests);
+        results.deliveries = deliveries;
     }
     if wanted(Part::Connections) {
         results.connections = scenario::connections::run(&binaries, folder, effort)?;
+    }
+    write(&args.out, &results)?;
+    if wanted(Part::Soak) {
+        let length = if args.quick { 2 } else { args.soak_seconds };
+        results.soaks = scenario::soak::run(&binaries, folder, Duration::from_secs(length.into()))?;
     }
     results.finish();
     print!("{}", report::table(&results));

@@ -8,6 +8,7 @@ use crate::facts::Facts;
 use crate::process::Memory;
 use crate::scenario::connections::Connections;
 use crate::scenario::pubsub::Delivery;
+use crate::scenario::soak::Soak;
 use crate::scenario::startup::Footprint;
 use crate::scenario::{Contest, Effort, Kind, Row};
 
@@ -22,6 +23,7 @@ pub(crate) struct Results {
     pub(crate) after_invoke: Vec<After>,
     pub(crate) deliveries: Vec<Delivery>,
     pub(crate) connections: Vec<Connections>,
+    pub(crate) soaks: Vec<Soak>,
 }
 
 /// Memory of a calling sidecar after all invoke contests.
@@ -43,6 +45,7 @@ impl Results {
             after_invoke: Vec::new(),
             deliveries: Vec::new(),
             connections: Vec::new(),
+            soaks: Vec::new(),
         }
     }
 
@@ -63,7 +66,8 @@ pub(crate) fn table(results: &Results) -> String {
     let _ = writeln!(
         out,
         "{} cores of {}, {} MiB, Linux {}; {}; {}; load average {:.1} before, {:.1} after\n\
-         medians of {} rounds of {} s; latencies in microseconds; CPU of the measured processes only",
+         medians of {} rounds of {} s; latencies in microseconds; *CPU microseconds of the \
+         measured processes, the same number as CPU milliseconds per 1,000 requests",
         f.cores,
         f.cpu,
         f.memory_mib,
@@ -82,14 +86,14 @@ pub(crate) fn table(results: &Results) -> String {
     if !results.deliveries.is_empty() {
         let _ = writeln!(
             out,
-            "\npublish and deliver in memory{:>31}{:>14}{:>18}",
-            "events/s", "CPU us/event", "failed publishes"
+            "\n{:<10}{:<32}{:<18}{:>10}{:>14}{:>18}",
+            "broker", "way", "", "events/s", "CPU us/event", "failed publishes"
         );
         for d in &results.deliveries {
             let _ = writeln!(
                 out,
-                "  {:<30}{:<16}{:>12.0}{:>14.1}{:>18}",
-                d.title, d.path, d.per_second, d.cpu_us_per_event, d.publish_errors
+                "{:<10}{:<32}{:<18}{:>10.0}{:>14.1}{:>18}",
+                d.broker, d.title, d.path, d.per_second, d.cpu_us_per_event, d.publish_errors
             );
         }
     }
@@ -103,14 +107,15 @@ fn footprints(out: &mut String, results: &Results) {
     }
     let _ = writeln!(
         out,
-        "\n{:<20}{:>10}{:>14}{:>12}{:>14}{:>14}{:>12}",
-        "binary", "size MB", "to 204 ms", "worst ms", "idle RSS MB", "anonymous MB", "peak MB"
+        "\n{:<20}{:<28}{:>8}{:>11}{:>10}{:>12}{:>13}{:>9}",
+        "binary", "loaded", "size MB", "to 204 ms", "worst ms", "idle RSS MB", "anonymous MB", "peak MB"
     );
     for p in &results.footprints {
         let _ = writeln!(
             out,
-            "{:<20}{:>10.1}{:>14.1}{:>12.1}{:>14.1}{:>14.1}{:>12.1}",
+            "{:<20}{:<28}{:>8.1}{:>11.1}{:>10.1}{:>12.1}{:>13.1}{:>9.1}",
             p.binary,
+            p.loaded,
             p.bytes as f64 / 1e6,
             p.start_ms,
             p.start_worst_ms,
@@ -126,13 +131,13 @@ fn one(out: &mut String, contest: &Contest) {
     let _ = writeln!(out, "\n{}, {pace}, {} connections", contest.title, contest.connections);
     let added = if contest.kind == Kind::Hops { "added p50" } else { "" };
     let against = match contest.kind {
-        Kind::Handler => "ratios to the first line",
+        Kind::Handler | Kind::Client => "ratios to the first line",
         Kind::Hops => "ratios to the proxies",
     };
     let _ = writeln!(
         out,
         "  {:<18}{:>9}{:>9}{:>9}{:>9}{added:>11}{:>10}{:>9}   {against}: latency, rate, CPU",
-        "", "rate/s", "p50", "p99", "p99.9", "CPU/req", "errors"
+        "", "rate/s", "p50", "p99", "p99.9", "CPU/req*", "errors"
     );
     for row in &contest.rows {
         line(out, row);
@@ -175,6 +180,21 @@ fn memory(out: &mut String, results: &Results) {
             c.connections,
             mb(c.after_kib as f64),
             c.errors
+        );
+    }
+    for s in &results.soaks {
+        let _ = writeln!(
+            out,
+            "\nmemory, {}: {:.1} MB before, {:.1} MB half way, {:.1} MB at the end of {} s at {}/s, {:.1} MB 10 s after \
+             ({} errors)",
+            s.path,
+            mb(s.before_kib as f64),
+            mb(s.half_way_kib as f64),
+            mb(s.end_kib as f64),
+            s.seconds,
+            s.per_second,
+            mb(s.after_kib as f64),
+            s.errors
         );
     }
 }

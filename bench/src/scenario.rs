@@ -7,6 +7,7 @@
 pub(crate) mod connections;
 pub(crate) mod invoke;
 pub(crate) mod pubsub;
+pub(crate) mod soak;
 pub(crate) mod startup;
 pub(crate) mod state;
 
@@ -34,6 +35,8 @@ pub(crate) struct Effort {
 pub(crate) enum Kind {
     /// The first path is a bare handler; the others do the same work.
     Handler,
+    /// The first path is a client that needs no HTTP hop at all; the others do the same work.
+    Client,
     /// The first path is the direct call, the second goes through bare proxies.
     Hops,
 }
@@ -129,7 +132,7 @@ pub(crate) fn contest(
 fn row(kind: Kind, at: usize, name: &str, rounds: &[Vec<Sample>]) -> Row {
     let own = &rounds[at];
     let reference = match kind {
-        Kind::Handler => 0,
+        Kind::Handler | Kind::Client => 0,
         Kind::Hops => 1,
     };
     let compared = |value: &dyn Fn(&Sample, &Sample) -> f64| {
@@ -141,7 +144,7 @@ fn row(kind: Kind, at: usize, name: &str, rounds: &[Vec<Sample>]) -> Row {
     let added = (kind == Kind::Hops && at > 0)
         .then(|| median(own.iter().zip(direct).map(|(own, direct)| own.p50_us - direct.p50_us)));
     let latency_ratio = match kind {
-        Kind::Handler => compared(&|own, other| own.p50_us / other.p50_us),
+        Kind::Handler | Kind::Client => compared(&|own, other| own.p50_us / other.p50_us),
         Kind::Hops => rounds.get(1).filter(|_| at > 0).map(|proxies| {
             let each = own.iter().zip(proxies).zip(direct);
             median(each.map(|((own, proxy), direct)| (own.p50_us - direct.p50_us) / (proxy.p50_us - direct.p50_us)))
@@ -153,7 +156,9 @@ fn row(kind: Kind, at: usize, name: &str, rounds: &[Vec<Sample>]) -> Row {
         added_p50_us: added,
         latency_ratio,
         rate_ratio: compared(&|own, other| own.per_second / other.per_second),
-        cpu_ratio: compared(&|own, other| own.cpu_us_per_request / other.cpu_us_per_request),
+        // A client's CPU is the generator's.
+        cpu_ratio: compared(&|own, other| own.cpu_us_per_request / other.cpu_us_per_request)
+            .filter(|_| kind != Kind::Client),
         rounds: own.clone(),
     }
 }

@@ -21,6 +21,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use redis::aio::MultiplexedConnection;
 use tokio::net::TcpListener;
 
 use crate::load::Wire;
@@ -32,6 +33,9 @@ pub(crate) const DELIVER: &str = "/deliver";
 pub(crate) const DELIVER_BULK: &str = "/deliver-bulk";
 /// Path that tells how many events were delivered.
 pub(crate) const DELIVERED: &str = "/delivered";
+
+/// Key that the handler with Redis behind it uses.
+pub(crate) const HANDLER_KEY: &str = "bench-handler";
 
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
@@ -58,9 +62,14 @@ pub(crate) fn start_proxy(wire: Wire, to: SocketAddr) -> io::Result<Helper> {
     start(&["proxy", wire_name(wire), &to.to_string()])
 }
 
+/// Starts a handler of state requests with nothing but hyper and one connection to Redis.
+pub(crate) fn start_redis_handler(redis: SocketAddr) -> io::Result<Helper> {
+    start(&["redis", wire_name(Wire::Http1), &redis.to_string()])
+}
+
 fn wire_name(wire: Wire) -> &'static str {
     match wire {
-        Wire::Http1 => "http1",
+        Wire::Http1 | Wire::Redis => "http1",
         Wire::Grpc => "grpc",
     }
 }
@@ -78,14 +87,19 @@ fn start(args: &[&str]) -> io::Result<Helper> {
     Ok(Helper { process, address })
 }
 
-/// Runs a helper: `app WIRE VALUE_BYTES` or `proxy WIRE TO`.
+/// Runs a helper: `app WIRE VALUE_BYTES`, `redis WIRE SERVER` or `proxy WIRE TO`.
 pub(crate) fn run(args: &[String]) -> io::Result<()> {
-    let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "helper: app|proxy http1|grpc VALUE");
+    let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "helper: app|redis|proxy http1|grpc VALUE");
     let [role, wire, value] = args else { return Err(wrong()) };
     let wire = if wire == "grpc" { Wire::Grpc } else { Wire::Http1 };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match role.as_str() {
-        "app" => runtime.block_on(app(wire, value.parse().map_err(|_| wrong())?)),
+        "app" => runtime.block_on(app(wire, value.parse().map_err(|_| wrong())?, None)),
+        "redis" => runtime.block_on(async {
+            let client = redis::Client::open(format!("redis://{value}")).map_err(io::Error::other)?;
+            let connection = client.get_multiplexed_async_connection().await.map_err(io::Error::other)?;
+            app(wire, 0, Some(connection)).await
+        }),
         "proxy" => runtime.block_on(proxy(wire, value.parse().map_err(|_| wrong())?)),
         _ => Err(wrong()),
     }
@@ -117,12 +131,15 @@ fn builder(wire: Wire) -> auto::Builder<TokioExecutor> {
 
 struct App {
     value: Bytes,
+    /// State is there, when it is not made up.
+    redis: Option<MultiplexedConnection>,
     delivered: AtomicU64,
 }
 
-async fn app(wire: Wire, value_bytes: usize) -> io::Result<()> {
+async fn app(wire: Wire, value_bytes: usize, redis: Option<MultiplexedConnection>) -> io::Result<()> {
     let listener = listen().await?;
-    let app = Arc::new(App { value: crate::scenario::json_value(value_bytes), delivered: AtomicU64::new(0) });
+    let value = crate::scenario::json_value(value_bytes);
+    let app = Arc::new(App { value, redis, delivered: AtomicU64::new(0) });
     let builder = Arc::new(builder(wire));
     loop {
         let (stream, _) = listener.accept().await?;
@@ -176,6 +193,9 @@ impl App {
 
     /// What a state API would answer if it cost nothing.
     async fn state(&self, req: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
+        if let Some(redis) = &self.redis {
+            return stored(redis.clone(), req).await;
+        }
         if req.method() == Method::GET {
             let mut res = Response::new(whole(self.value.clone()));
             res.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -185,6 +205,33 @@ impl App {
         req.into_body().collect().await?;
         Ok(status(StatusCode::NO_CONTENT))
     }
+}
+
+/// Keeps what is sent, whole, and gives it back.
+async fn stored(mut redis: MultiplexedConnection, req: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
+    let get = req.method() == Method::GET;
+    let transaction = req.uri().path().ends_with("/transaction");
+    let body = req.into_body().collect().await?.to_bytes();
+    let answer: redis::RedisResult<redis::Value> = if get {
+        redis::cmd("GET").arg(HANDLER_KEY).query_async(&mut redis).await
+    } else if transaction {
+        let half = &body[..body.len() / 2];
+        let mut both = redis::pipe();
+        both.atomic().cmd("SET").arg(HANDLER_KEY).arg(half).cmd("SET").arg("bench-handler-2").arg(half);
+        both.query_async(&mut redis).await
+    } else {
+        redis::cmd("SET").arg(HANDLER_KEY).arg(&body[..]).query_async(&mut redis).await
+    };
+    Ok(match answer {
+        Ok(redis::Value::BulkString(value)) => {
+            let mut res = Response::new(whole(value));
+            res.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            res
+        }
+        Ok(_) if get => status(StatusCode::NOT_FOUND),
+        Ok(_) => status(StatusCode::NO_CONTENT),
+        Err(_) => status(StatusCode::BAD_GATEWAY),
+    })
 }
 
 /// Hands a unary call's message back; methods of Dapr's callback service are not implemented.

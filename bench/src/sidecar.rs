@@ -1,5 +1,6 @@
 //! The daemons under measurement, started as a user would start them.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::process::{Process, wait_until};
 
+/// Lines of a log that are shown when a start failed.
+const LOG_LINES: usize = 12;
 /// How long a start may take.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -17,6 +20,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct Binary {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
+    /// A program that runs it, with its arguments; none as a rule.
+    pub(crate) under: Vec<OsString>,
 }
 
 /// What a sidecar is started with.
@@ -43,7 +48,7 @@ impl Binary {
     pub(crate) fn new(path: &Path) -> io::Result<Self> {
         let path = fs::canonicalize(path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
         let name = path.file_name().map_or_else(|| "daemon".to_owned(), |n| n.to_string_lossy().into_owned());
-        Ok(Self { name, path })
+        Ok(Self { name, path, under: Vec::new() })
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -69,8 +74,10 @@ impl Binary {
         fs::write(&config, configuration(&registry))?;
         let log = own.join("log.txt");
         let [http, grpc, internal, metrics] = free_ports()?;
-        let mut command = Command::new(&self.path);
+        let mut words = self.under.iter().map(OsString::as_os_str).chain([self.path.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap_or_default());
         command
+            .args(words)
             .args(["--app-id", setup.app_id, "--log-level", "error"])
             .args(["--dapr-listen-addresses", "127.0.0.1", "--dapr-internal-grpc-listen-address", "127.0.0.1"])
             .args(["--dapr-http-port", &http.to_string(), "--dapr-grpc-port", &grpc.to_string()])
@@ -99,7 +106,8 @@ impl Binary {
         let start = began.elapsed();
         if let Err(e) = ready {
             let text = fs::read_to_string(&log).unwrap_or_default();
-            let tail: Vec<&str> = text.lines().rev().take(5).collect();
+            let lines: Vec<&str> = text.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(LOG_LINES)..];
             return Err(io::Error::other(format!("{} {}: {e}\n{}", self.name, setup.app_id, tail.join("\n"))));
         }
         Ok(Sidecar { process, http: local(http), grpc: local(grpc), start })
@@ -109,6 +117,15 @@ impl Binary {
 impl Sidecar {
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Asks it to end and waits until it has.
+    ///
+    /// # Errors
+    /// It is still there after `limit`.
+    pub(crate) fn stop(mut self, limit: Duration) -> io::Result<()> {
+        self.process.terminate();
+        wait_until(limit, "the end of a sidecar", || Ok(self.process.ended().is_some()))
     }
 }
 

@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 
 use crate::report::{Results, mb};
+use crate::scenario::startup::Footprint;
 use crate::scenario::{Contest, Kind};
 
 const WIDTH: f64 = 760.0;
-const LABEL: f64 = 170.0;
+const LABEL: f64 = 270.0;
 const BAR: f64 = 18.0;
 const GAP: f64 = 6.0;
 
@@ -67,18 +68,32 @@ fn panel_at(out: &mut String, panel: &Panel, top: f64) -> f64 {
 
 fn panels(results: &Results) -> Vec<Panel> {
     let mut out = Vec::new();
-    let footprint = |title: &str, unit, value: &dyn Fn(&crate::scenario::startup::Footprint) -> f64| Panel {
+    let footprint = |title: &str, unit, value: &dyn Fn(&Footprint) -> f64| Panel {
         title: title.to_owned(),
         unit,
-        bars: results.footprints.iter().map(|f| (f.binary.clone(), value(f))).collect(),
+        bars: results.footprints.iter().map(|f| (format!("{}, {}", f.binary, f.loaded), value(f))).collect(),
     };
     if !results.footprints.is_empty() {
-        out.push(footprint("Idle memory, SQLite and a broker loaded", "MB", &|f| mb(f.idle_rss_kib)));
+        out.push(footprint("Idle memory", "MB", &|f| mb(f.idle_rss_kib)));
         out.push(footprint("From exec to the first 204", "ms", &|f| f.start_ms));
     }
-    for contest in results.contests.iter().filter(|c| c.rate == Some(1000)) {
+    for contest in results.contests.iter().filter(|c| c.rate == Some(1000) && c.connections == 16) {
         out.push(latency(contest));
-        out.push(cpu(contest));
+        // One picture of CPU for each kind of work; the table has them all.
+        if ["1 KB", "memory"].iter().any(|shown| contest.title.ends_with(shown)) {
+            out.push(cpu(contest));
+        }
+    }
+    if !results.deliveries.is_empty() {
+        let bars = results.deliveries.iter().map(|d| (format!("{}, {}", d.path, d.broker), d));
+        for way in ["publish one, deliver one", "publish 100, deliver one", "publish 100, deliver in bulk"] {
+            let of_way = bars.clone().filter(|(_, d)| d.title == way);
+            out.push(Panel {
+                title: format!("Events delivered a second: {way} (longer is better)"),
+                unit: "/s",
+                bars: of_way.map(|(name, d)| (name, d.per_second)).collect(),
+            });
+        }
     }
     out.retain(|p| !p.bars.is_empty());
     out
@@ -104,7 +119,7 @@ fn cpu(contest: &Contest) -> Panel {
 }
 
 fn reference(name: &str) -> bool {
-    name == "direct" || name.contains("bare")
+    name.starts_with("direct") || name.contains("bare")
 }
 
 fn shown(value: f64) -> String {

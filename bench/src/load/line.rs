@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use redis::aio::MultiplexedConnection;
 use tokio::net::TcpStream;
 
 use super::{STREAMS_PER_CONNECTION, Shot, Wire};
@@ -27,6 +28,7 @@ pub(super) struct Line {
 enum Sender {
     Http1(http1::SendRequest<Full<Bytes>>),
     Http2(http2::SendRequest<Full<Bytes>>),
+    Redis(MultiplexedConnection),
 }
 
 /// Opens as many lines as requests may be under way.
@@ -45,6 +47,16 @@ pub(super) async fn open(shot: &Shot, lines: usize) -> io::Result<Vec<Line>> {
                     _ => connect(shot).await?,
                 }
             }
+            Wire::Redis => match &shared {
+                Some(Sender::Redis(connection)) => Sender::Redis(connection.clone()),
+                _ => {
+                    let sender = connect(shot).await?;
+                    if let Sender::Redis(connection) = &sender {
+                        shared = Some(Sender::Redis(connection.clone()));
+                    }
+                    sender
+                }
+            },
         };
         out.push(Line { shot: shot.clone(), uri: uri(shot)?, headers: headers(shot)?, sender });
     }
@@ -53,7 +65,7 @@ pub(super) async fn open(shot: &Shot, lines: usize) -> io::Result<Vec<Line>> {
 
 fn uri(shot: &Shot) -> io::Result<Uri> {
     let text = match shot.wire {
-        Wire::Http1 => shot.path.clone(),
+        Wire::Http1 | Wire::Redis => shot.path.clone(),
         Wire::Grpc => format!("http://{}{}", shot.to, shot.path),
     };
     text.parse().map_err(io::Error::other)
@@ -69,16 +81,21 @@ fn headers(shot: &Shot) -> io::Result<HeaderMap> {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.insert(TE, HeaderValue::from_static("trailers"));
         }
+        Wire::Redis => {}
     }
     Ok(headers)
 }
 
 async fn connect(shot: &Shot) -> io::Result<Sender> {
+    if shot.wire == Wire::Redis {
+        let client = redis::Client::open(format!("redis://{}", shot.to)).map_err(io::Error::other)?;
+        return Ok(Sender::Redis(client.get_multiplexed_async_connection().await.map_err(io::Error::other)?));
+    }
     let stream = TcpStream::connect(shot.to).await?;
     stream.set_nodelay(true)?;
     let io = TokioIo::new(stream);
     match shot.wire {
-        Wire::Http1 => {
+        Wire::Http1 | Wire::Redis => {
             let (sender, connection) = http1::handshake(io).await.map_err(io::Error::other)?;
             tokio::spawn(connection);
             Ok(Sender::Http1(sender))
@@ -114,10 +131,15 @@ impl Line {
         match &self.sender {
             Sender::Http1(sender) => sender.is_closed(),
             Sender::Http2(sender) => sender.is_closed(),
+            // It connects again by itself or fails for good.
+            Sender::Redis(_) => false,
         }
     }
 
     async fn exchange(&mut self) -> Result<(), String> {
+        if let Sender::Redis(connection) = &mut self.sender {
+            return command(connection, &self.shot).await;
+        }
         let mut req = Request::new(Full::new(self.shot.body.clone()));
         *req.method_mut() = self.shot.method.clone();
         *req.uri_mut() = self.uri.clone();
@@ -132,6 +154,7 @@ impl Line {
                 sender.ready().await.map_err(|e| e.to_string())?;
                 sender.send_request(req).await
             }
+            Sender::Redis(_) => return Err("a Redis connection takes no HTTP".to_owned()),
         };
         self.judge(res.map_err(|e| e.to_string())?).await
     }
@@ -170,4 +193,34 @@ impl Line {
         }
         Ok(())
     }
+}
+
+/// Runs the commands of a shot, together in a transaction when there are several.
+async fn command(connection: &mut MultiplexedConnection, shot: &Shot) -> Result<(), String> {
+    let built = shot.commands.iter().map(|words| {
+        let mut cmd = redis::Cmd::new();
+        for word in words {
+            cmd.arg(&word[..]);
+        }
+        cmd
+    });
+    let answer: redis::Value = if shot.commands.len() == 1 {
+        let Some(cmd) = built.into_iter().next() else { return Ok(()) };
+        cmd.query_async(connection).await.map_err(|e| e.to_string())?
+    } else {
+        let mut pipeline = redis::Pipeline::with_capacity(shot.commands.len());
+        pipeline.atomic();
+        for cmd in built {
+            pipeline.add_command(cmd);
+        }
+        pipeline.query_async(connection).await.map_err(|e| e.to_string())?
+    };
+    let bytes = match &answer {
+        redis::Value::BulkString(bytes) => bytes.len(),
+        _ => 0,
+    };
+    if bytes < shot.least_bytes {
+        return Err(format!("an answer of {bytes} bytes, expected {} at least", shot.least_bytes));
+    }
+    Ok(())
 }

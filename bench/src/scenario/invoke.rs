@@ -13,6 +13,18 @@ use crate::process::{Memory, memory};
 use crate::serve::{start_app, start_proxy};
 use crate::sidecar::{Binary, Setup, Sidecar};
 
+/// Bodies of requests and answers.
+const SIZES: [(usize, &str); 2] = [(1024, "1 KB"), (64 * 1024, "64 KB")];
+/// Paces, and requests under way at most.
+const LOADS: [(Pace, usize); 6] = [
+    (Pace::Rate(1000), 16),
+    (Pace::Rate(5000), 16),
+    (Pace::Saturation, 16),
+    (Pace::Rate(1000), 256),
+    (Pace::Rate(5000), 256),
+    (Pace::Saturation, 256),
+];
+
 /// Memory of the calling sidecar after the load.
 pub(crate) type AfterLoad = (String, Memory);
 
@@ -26,7 +38,7 @@ pub(crate) fn http(binaries: &[Binary], folder: &Folder, effort: Effort) -> io::
     let near = start_proxy(Wire::Http1, far.address)?;
     let pairs = pairs(binaries, folder, (app.address, "http"), "http")?;
     let mut out = Vec::new();
-    for (bytes, shown, rate) in [(1024, "1 KB", 1000), (64 * 1024, "64 KB", 500)] {
+    for (bytes, shown) in SIZES {
         let shot = |to: SocketAddr, path: &str| http_shot(to, path, bytes);
         let mut paths = vec![
             Path { name: "direct".to_owned(), shot: shot(app.address, "/echo"), pids: Vec::new() },
@@ -43,11 +55,7 @@ pub(crate) fn http(binaries: &[Binary], folder: &Folder, effort: Effort) -> io::
                 pids: vec![caller.pid(), callee.pid()],
             });
         }
-        let mut loads = vec![(Pace::Rate(rate), 16), (Pace::Saturation, 16), (Pace::Saturation, 256)];
-        if bytes == 1024 {
-            loads.insert(1, (Pace::Rate(5000), 16));
-        }
-        for (pace, connections) in loads {
+        for (pace, connections) in LOADS {
             out.push(contest(&format!("HTTP invoke, {shown}"), Kind::Hops, pace, connections, &paths, effort)?);
         }
     }
@@ -64,22 +72,26 @@ pub(crate) fn grpc(binaries: &[Binary], folder: &Folder, effort: Effort) -> io::
     let far = start_proxy(Wire::Grpc, app.address)?;
     let near = start_proxy(Wire::Grpc, far.address)?;
     let pairs = pairs(binaries, folder, (app.address, "grpc"), "grpc")?;
-    let shot = |to: SocketAddr| grpc_shot(to, 1024);
-    let mut paths = vec![
-        Path { name: "direct".to_owned(), shot: shot(app.address), pids: Vec::new() },
-        Path { name: "two bare proxies".to_owned(), shot: shot(near.address), pids: vec![near.pid(), far.pid()] },
-    ];
-    for (binary, (caller, callee)) in binaries.iter().zip(&pairs) {
-        paths.push(Path { name: binary.name.clone(), shot: shot(caller.grpc), pids: vec![caller.pid(), callee.pid()] });
+    let mut out = Vec::new();
+    for (bytes, shown) in SIZES {
+        let shot = |to: SocketAddr| grpc_shot(to, bytes);
+        let mut paths = vec![
+            Path { name: "direct".to_owned(), shot: shot(app.address), pids: Vec::new() },
+            Path { name: "two bare proxies".to_owned(), shot: shot(near.address), pids: vec![near.pid(), far.pid()] },
+        ];
+        for (binary, (caller, callee)) in binaries.iter().zip(&pairs) {
+            let pids = vec![caller.pid(), callee.pid()];
+            paths.push(Path { name: binary.name.clone(), shot: shot(caller.grpc), pids });
+        }
+        for (pace, streams) in LOADS {
+            out.push(contest(&format!("gRPC invoke, {shown}"), Kind::Hops, pace, streams, &paths, effort)?);
+        }
     }
-    [(Pace::Rate(1000), 16), (Pace::Saturation, 16), (Pace::Saturation, 256)]
-        .into_iter()
-        .map(|(pace, streams)| contest("gRPC invoke, 1 KB", Kind::Hops, pace, streams, &paths, effort))
-        .collect()
+    Ok(out)
 }
 
 /// A caller and a callee of each binary; `prefix` tells their ids from those of other scenarios.
-fn pairs(
+pub(super) fn pairs(
     binaries: &[Binary],
     folder: &Folder,
     app: (SocketAddr, &str),
@@ -97,7 +109,7 @@ fn pairs(
     binaries.iter().map(each).collect()
 }
 
-fn http_shot(to: SocketAddr, path: &str, bytes: usize) -> Shot {
+pub(crate) fn http_shot(to: SocketAddr, path: &str, bytes: usize) -> Shot {
     Shot {
         to,
         wire: Wire::Http1,
@@ -105,12 +117,13 @@ fn http_shot(to: SocketAddr, path: &str, bytes: usize) -> Shot {
         path: path.to_owned(),
         headers: vec![(CONTENT_TYPE, HeaderValue::from_static("application/json"))],
         body: json_value(bytes),
+        commands: Vec::new(),
         expect: StatusCode::OK,
         least_bytes: bytes,
     }
 }
 
-fn grpc_shot(to: SocketAddr, bytes: usize) -> Shot {
+pub(crate) fn grpc_shot(to: SocketAddr, bytes: usize) -> Shot {
     Shot {
         to,
         wire: Wire::Grpc,
@@ -118,6 +131,7 @@ fn grpc_shot(to: SocketAddr, bytes: usize) -> Shot {
         path: "/bench.Echo/Echo".to_owned(),
         headers: vec![(HeaderName::from_static("dapr-app-id"), HeaderValue::from_static("grpc-callee"))],
         body: grpc_frame(&json_value(bytes)),
+        commands: Vec::new(),
         expect: StatusCode::OK,
         least_bytes: bytes,
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Effort, component, median};
+use crate::backends::Backends;
 use crate::process::memory;
 use crate::sidecar::{Binary, Setup};
 
@@ -20,6 +21,8 @@ const IDLE_STARTS: usize = 5;
 pub(crate) struct Footprint {
     pub(crate) binary: String,
     pub(crate) version: String,
+    /// Components it was started with.
+    pub(crate) loaded: String,
     pub(crate) bytes: u64,
     pub(crate) start_ms: f64,
     pub(crate) start_worst_ms: f64,
@@ -28,22 +31,41 @@ pub(crate) struct Footprint {
     pub(crate) idle_peak_kib: f64,
 }
 
-/// Starts every binary several times, in turns.
+/// Starts every binary several times, in turns: with embedded defaults, then with every store.
 ///
 /// # Errors
 /// A binary that does not start.
-pub(crate) fn run(binaries: &[Binary], folder: &Path, effort: Effort) -> io::Result<Vec<Footprint>> {
-    eprintln!("start and idle memory, sqlite and an in-memory broker loaded");
-    let documents = [
-        ("state.yaml", component("sql", "state.sqlite", &[("connectionString", "FOLDER/state.db")])),
+pub(crate) fn run(
+    binaries: &[Binary],
+    backends: &Backends,
+    folder: &Path,
+    effort: Effort,
+) -> io::Result<Vec<Footprint>> {
+    let defaults = [
+        ("sql.yaml", component("sql", "state.sqlite", &[("connectionString", "FOLDER/state.db")])),
         ("pubsub.yaml", component("pubsub", "pubsub.in-memory", &[])),
     ];
+    let mut out = loaded("sqlite, memory", "idle", &defaults, binaries, folder, effort)?;
+    let stores = backends.stores();
+    let names: Vec<&str> = stores.iter().filter_map(|(file, _)| file.strip_suffix(".yaml")).collect();
+    out.extend(loaded(&names.join(", "), "idle-stores", &stores, binaries, folder, effort)?);
+    Ok(out)
+}
+
+fn loaded(
+    shown: &str,
+    app_id: &str,
+    documents: &[(&str, String)],
+    binaries: &[Binary],
+    folder: &Path,
+    effort: Effort,
+) -> io::Result<Vec<Footprint>> {
+    eprintln!("start and idle memory, loaded: {shown}");
     let mut starts = vec![Vec::new(); binaries.len()];
     let mut idle = vec![Vec::new(); binaries.len()];
     for round in 0..effort.starts {
         for (at, binary) in binaries.iter().enumerate() {
-            let setup = Setup { app_id: "idle", app: None, documents: &documents };
-            let sidecar = binary.start(folder, &setup)?;
+            let sidecar = binary.start(folder, &Setup { app_id, app: None, documents })?;
             // The first start makes the database files.
             if round > 0 || effort.starts == 1 {
                 starts[at].push(sidecar.start.as_secs_f64() * 1e3);
@@ -57,6 +79,7 @@ pub(crate) fn run(binaries: &[Binary], folder: &Path, effort: Effort) -> io::Res
     let footprints = binaries.iter().zip(starts).zip(idle).map(|((binary, starts), idle)| Footprint {
         binary: binary.name.clone(),
         version: binary.version(),
+        loaded: shown.to_owned(),
         bytes: binary.bytes(),
         start_ms: median(starts.iter().copied()),
         start_worst_ms: starts.iter().copied().fold(0.0, f64::max),
