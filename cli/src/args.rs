@@ -104,7 +104,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) start_timeout_seconds: u64,
     /// The app's command; put `--` before it
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND",
+    #[arg(trailing_var_arg = true, value_name = "COMMAND",
         value_hint = ValueHint::CommandWithArguments)]
     pub(crate) command: Vec<OsString>,
 }

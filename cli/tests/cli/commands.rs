@@ -35,6 +35,23 @@ fn list_shows_what_runs_in_every_format() {
 }
 
 #[test]
+fn a_wrong_flag_is_not_taken_for_the_apps_command() {
+    let place = Place::new();
+    for args in [&["run", "--app-idd", "orders", "--", "true"][..], &["run", "--nope"]] {
+        let output = place.output(args);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("unexpected argument") && text.contains(args[1]), "{text}");
+    }
+    // What follows the command is the command's, with and without the two dashes.
+    for args in
+        [&["run", "-a", "x", "sh", "-c", "exit 3", "--app-idd"][..], &["run", "-a", "x", "--", "sh", "-c", "exit 3"]]
+    {
+        assert_eq!(place.output(args).status.code(), Some(3), "{args:?}");
+    }
+}
+
+#[test]
 fn following_a_log_ends_with_the_app() {
     let place = Place::new();
     let script = "echo one; while [ ! -e go ]; do sleep 0.02; done; echo two";
