@@ -159,7 +159,7 @@ pub struct Strict {
     pub secret_scopes: bool,
     /// Peers cannot call subscription routes and `/dapr/*` of the app.
     pub app_routes: bool,
-    /// SQLite with `synchronous=FULL`.
+    /// SQLite with `synchronous=FULL`: how the stores always run, so it changes nothing.
     pub sqlite_full: bool,
     /// API rules without version or protocol match any.
     pub api_rules: bool,

@@ -33,6 +33,8 @@ const IDLE_LIMIT: Duration = Duration::from_secs(300);
 const MIN_HTTP1_BUFFER: usize = 8192;
 /// Pause after a failed accept (out of file descriptors), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often an idle HTTP/2 connection is looked at, as a part of the time it may idle.
+const IDLE_CHECKS: u32 = 8;
 /// Streams that one HTTP/2 peer may reset before the connection is given up (rapid reset).
 const MAX_PENDING_RESETS: usize = 64;
 
@@ -60,6 +62,11 @@ pub struct ServerLimits {
     pub http2_only: bool,
     /// Idle time after which an HTTP/2 peer is pinged, and how long its answer may take.
     pub ping: Option<(Duration, Duration)>,
+    /// An HTTP/2 connection without a request gets its GOAWAY after this time.
+    pub idle_http2: Duration,
+    /// Streams of one HTTP/2 connection, over its whole life, that may end by a fault of the
+    /// peer; then the connection ends. A long-lived one collects some by and by.
+    pub faulty_streams: usize,
     /// Open connections at most; further ones wait in the backlog.
     pub connections: usize,
 }
@@ -73,6 +80,8 @@ impl Default for ServerLimits {
             http1_only: false,
             http2_only: false,
             ping: Some((Duration::from_secs(10), Duration::from_secs(5))),
+            idle_http2: IDLE_LIMIT,
+            faulty_streams: 1024,
             connections: 20_000,
         }
     }
@@ -132,6 +141,7 @@ pub async fn serve_until<S, B>(
                     tokio::select! {
                         _ = conn.as_mut() => return,
                         () = closing.cancelled() => {}
+                        () = activity.http2_idle(limits.idle_http2) => {}
                     }
                     if !activity.http2.load(Ordering::Acquire) {
                         tokio::select! {
@@ -170,6 +180,9 @@ fn builder(limits: ServerLimits) -> auto::Builder<TokioExecutor> {
         .max_header_list_size(limits.header_list_bytes)
         .max_concurrent_streams(limits.streams)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(limits.faulty_streams)
+        // gRPC has no use for it, and metadata of an answer is what its service says.
+        .auto_date_header(!limits.http2_only)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20);
     if let Some((every, answer)) = limits.ping {
@@ -267,6 +280,27 @@ struct Activity {
     begun: AtomicU32,
     /// The client speaks HTTP/2.
     http2: AtomicBool,
+}
+
+impl Activity {
+    /// Ends once an HTTP/2 client has had no request for `limit`, a little later at most.
+    async fn http2_idle(&self, limit: Duration) {
+        let (mut since, mut seen) = (Instant::now(), 0);
+        loop {
+            tokio::time::sleep(limit / IDLE_CHECKS).await;
+            let begun = self.begun.load(Ordering::Acquire);
+            if !self.http2.load(Ordering::Acquire) {
+                if begun > 0 {
+                    // HTTP/1: what reads from the connection watches it.
+                    return std::future::pending().await;
+                }
+            } else if self.busy.load(Ordering::Acquire) > 0 || begun != seen {
+                (since, seen) = (Instant::now(), begun);
+            } else if since.elapsed() >= limit {
+                return;
+            }
+        }
+    }
 }
 
 pin_project! {
@@ -511,6 +545,29 @@ mod tests {
         assert!(waited.is_err(), "the connection stays while a request is worked on");
         activity.busy.fetch_sub(1, Ordering::AcqRel);
         assert!(elapsed_until_closed(&mut server).await >= IDLE_LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_http2_connection_without_requests_ends() {
+        let activity = Activity::default();
+        activity.http2.store(true, Ordering::Release);
+        let began = Instant::now();
+        activity.http2_idle(IDLE_LIMIT).await;
+        let idle = began.elapsed();
+        assert!(idle >= IDLE_LIMIT && idle <= IDLE_LIMIT * 5 / 4, "{idle:?}");
+        // A long request and a short one keep it.
+        activity.busy.fetch_add(1, Ordering::AcqRel);
+        assert!(tokio::time::timeout(IDLE_LIMIT * 4, activity.http2_idle(IDLE_LIMIT)).await.is_err());
+        activity.busy.fetch_sub(1, Ordering::AcqRel);
+        let idle = activity.http2_idle(IDLE_LIMIT);
+        let mut idle = std::pin::pin!(idle);
+        for _ in 0..10 {
+            activity.begun.fetch_add(1, Ordering::AcqRel);
+            assert!(tokio::time::timeout(IDLE_LIMIT / 2, idle.as_mut()).await.is_err());
+        }
+        // HTTP/1 is watched by what reads it.
+        activity.http2.store(false, Ordering::Release);
+        assert!(tokio::time::timeout(IDLE_LIMIT * 4, activity.http2_idle(IDLE_LIMIT)).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]

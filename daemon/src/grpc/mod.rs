@@ -161,6 +161,8 @@ pub fn limits(read_buffer: u32) -> ServerLimits {
         http2_only: true,
         header_list_bytes: read_buffer.saturating_mul(1024),
         ping: Some((Duration::from_secs(10), Duration::from_secs(5))),
+        idle_http2: Duration::from_secs(180),
+        faulty_streams: 65_536,
         ..ServerLimits::default()
     }
 }

@@ -177,6 +177,7 @@ pub(super) fn grpc_answer(error: AppError) -> Result<Response<Body>, String> {
 /// Leaves of an app's metadata what the app said, and not what its transport added.
 pub(super) fn clean_grpc_answer(answer: &mut Response<Body>) {
     headers::strip_grpc_status(answer.headers_mut());
+    answer.headers_mut().remove(http::header::DATE);
     if let Some(grpc) = answer.extensions_mut().get_mut::<GrpcAnswer>() {
         headers::strip_grpc_status(&mut grpc.trailers);
         grpc.trailers.remove(http::header::CONTENT_TYPE);
