@@ -40,11 +40,12 @@ readonly STAGES=(
   "conformance|every component through the cases of its building block"
   "black-box|the real mechad over HTTP and gRPC"
   "drain|restarts, replacements and stops under load: nothing fails, nothing is lost"
+  "swap|documents changed under load: nothing fails, nothing is lost"
   "sdks|unmodified official SDKs in five languages"
   "example|the shop of the README runs and ends by itself"
 )
 # Stages that start binaries of this checkout.
-readonly NEED_BUILD=" arrows codegen docs fuzz conformance black-box drain sdks example "
+readonly NEED_BUILD=" arrows codegen docs fuzz conformance black-box drain swap sdks example "
 
 # ---- Stages ----
 
@@ -145,6 +146,8 @@ stage_conformance() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test conform
 stage_black-box() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test api; }
 
 stage_drain() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test drain; }
+
+stage_swap() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test swap; }
 
 stage_sdks() { bash tests/sdk/run.sh; }
 

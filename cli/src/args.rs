@@ -38,6 +38,7 @@ pub(crate) enum Command {
     State(StateArgs),
     Components(ComponentsArgs),
     Metadata(MetadataArgs),
+    Swap(SwapArgs),
     Lint(LintArgs),
     Doctor(DoctorArgs),
     Version(VersionArgs),
@@ -444,6 +445,23 @@ pub(crate) struct MetadataArgs {
     #[arg(long, short = 'a', value_name = "ID", required_unless_present = "dapr_http_port")]
     pub(crate) app_id: Option<String>,
     /// Format of the answer; `table` is an overview
+    #[arg(long, short, value_enum, default_value_t)]
+    pub(crate) output: Format,
+    #[command(flatten)]
+    pub(crate) through: Through,
+}
+
+/// Show what became of each change of a sidecar's documents while it ran.
+///
+/// One line per change: what took the place of what, how long until callers met the new one, what was in flight
+/// at that moment and how it ended. Documents that are refused at the moment follow with the reason.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mecha swap --app-id orders\n  mecha swap --app-id orders -o json")]
+pub(crate) struct SwapArgs {
+    /// Id of the app
+    #[arg(long, short = 'a', value_name = "ID", required_unless_present = "dapr_http_port")]
+    pub(crate) app_id: Option<String>,
+    /// Format of the answer
     #[arg(long, short, value_enum, default_value_t)]
     pub(crate) output: Format,
     #[command(flatten)]

@@ -10,6 +10,7 @@ mod metadata;
 mod publish;
 mod state;
 mod stop;
+mod swap;
 mod target;
 mod upgrade;
 mod version;
@@ -30,6 +31,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<u8> {
         Command::State(args) => state::run(args.action).await,
         Command::Components(args) => metadata::components(&args).await,
         Command::Metadata(args) => metadata::metadata(&args).await,
+        Command::Swap(args) => swap::run(&args).await,
         Command::Lint(args) => lint::run(&args),
         Command::Doctor(args) => doctor::run(&args).await,
         Command::Version(args) => version::run(&args).await,

@@ -104,6 +104,10 @@ impl Component for MechaBroker {
         self.store.ping().await
     }
 
+    fn place(&self) -> Option<String> {
+        Some(format!("{} {}", self.store.path().display(), self.group))
+    }
+
     async fn close(&self) {
         self.store.close().await;
     }

@@ -143,6 +143,10 @@ impl Component for KafkaInput {
 
 #[async_trait]
 impl InputBinding for KafkaInput {
+    fn keeps_events(&self) -> bool {
+        true
+    }
+
     async fn read(&self, to: Arc<dyn OnBindingEvent>, stop: CancellationToken) -> Result<()> {
         if self.topics.is_empty() {
             warn!(component = %self.component, "no topic is named, so nothing is read; set 'topics'");

@@ -164,6 +164,11 @@ impl Redeliver {
 }
 
 impl KafkaConfig {
+    /// The brokers, for [`mecha_components_api::Component::place`].
+    pub(crate) fn place(&self) -> String {
+        self.brokers.join(",")
+    }
+
     /// Reads the shared keys, noting mistakes in `errors`; `retry` is the default of
     /// `consumeRetryEnabled`.
     pub(crate) fn read(md: &Metadata, errors: &mut ConfigErrors, retry: bool) -> Self {

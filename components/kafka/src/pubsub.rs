@@ -68,6 +68,10 @@ impl Component for KafkaPubSub {
         self.producer.ping().await
     }
 
+    fn place(&self) -> Option<String> {
+        Some(format!("{} {}", self.config.place(), self.group))
+    }
+
     async fn close(&self) {
         self.closed.cancel();
         self.producer.close();

@@ -50,6 +50,8 @@ const SHRINK_EVERY: Duration = Duration::from_secs(30);
 
 /// One server, shared by all callers.
 pub(crate) struct Client {
+    /// Servers and database.
+    place: String,
     pool: Pool,
     mode: Mode,
     timeout: Duration,
@@ -135,6 +137,11 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
+    /// See [`mecha_components_api::Component::place`].
+    pub(crate) fn place(&self) -> &str {
+        &self.place
+    }
+
     /// Sets the pool up; connects to nothing yet.
     pub(crate) fn new(config: &PgConfig) -> Result<Self> {
         let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
@@ -174,7 +181,15 @@ impl Client {
             }));
         }
         let pool = builder.build().map_err(|e| Error::internal(format!("cannot set up the connection pool: {e}")))?;
+        let connect = &config.connect;
+        let place = format!(
+            "{:?} {:?} {}",
+            connect.get_hosts(),
+            connect.get_ports(),
+            connect.get_dbname().or(connect.get_user()).unwrap_or_default()
+        );
         Ok(Self {
+            place,
             pool,
             mode: config.mode,
             timeout: config.timeout,

@@ -328,6 +328,10 @@ impl<L: Layout> Component for PgState<L> {
         self.client.ping().await
     }
 
+    fn place(&self) -> Option<String> {
+        Some(format!("{} {}", self.client.place(), self.table))
+    }
+
     async fn close(&self) {
         self.client.close();
     }

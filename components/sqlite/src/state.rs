@@ -73,6 +73,8 @@ struct SqliteStateConfig {
 /// The state store.
 struct SqliteState {
     client: Client,
+    /// File and table; `None` in memory.
+    place: Option<String>,
     shared: Arc<Shared>,
 }
 
@@ -138,7 +140,8 @@ impl Prepared<dyn StateStore> for SqliteStateConfig {
         let upkeep = (!self.cleanup_interval.is_zero()).then(|| sweep(&self, Arc::clone(&cx.clock)));
         let setup = migrate(self.table.clone(), self.metadata_table.clone());
         let shared = Arc::new(Shared { sql: Sql::new(&self.table), clock: Arc::clone(&cx.clock) });
-        Ok(Arc::new(SqliteState { client: Client::open(self.db, setup, upkeep).await?, shared }))
+        let place = (!self.db.memory).then(|| format!("{} {}", self.db.uri, self.table));
+        Ok(Arc::new(SqliteState { client: Client::open(self.db, setup, upkeep).await?, place, shared }))
     }
 }
 
@@ -350,6 +353,10 @@ impl Component for SqliteState {
                 Ok(db.query_row("SELECT count(*) FROM (SELECT 1 FROM sqlite_master LIMIT 1)", [], |_| Ok(()))?)
             })
             .await
+    }
+
+    fn place(&self) -> Option<String> {
+        self.place.clone()
     }
 
     async fn close(&self) {

@@ -319,13 +319,26 @@ impl Pending {
         receipt.failed = drained.failed;
         receipt.emptied = drained.emptied;
         receipt.duration_ms = ms(self.began.elapsed());
+        let types = match (&receipt.from, &receipt.to) {
+            (None, None) => String::new(),
+            (from, to) => {
+                let text = |t: &Option<String>| t.as_deref().unwrap_or("nothing").to_owned();
+                format!(" ({} -> {})", text(from), text(to))
+            }
+        };
         tracing::info!(
             target: "dapr.runtime.hotreload",
-            "swap {} of {} {} {}: {} -> {}, switched in {:.0} ms; in flight {}, finished {}, redelivered {}, cut off {}; \
+            "swap {} {}: {} {}{types} switched in {:.0} ms; in flight {}, finished {}, redelivered {}, cut off {}; \
              {:.0} ms in all",
-            receipt.generation, receipt.kind, receipt.name, receipt.outcome.label(),
-            receipt.from.as_deref().unwrap_or("nothing"), receipt.to.as_deref().unwrap_or("nothing"),
-            receipt.switch_ms, receipt.in_flight, receipt.finished, receipt.redelivered, receipt.failed,
+            receipt.generation,
+            receipt.outcome.label(),
+            receipt.kind,
+            receipt.name,
+            receipt.switch_ms,
+            receipt.in_flight,
+            receipt.finished,
+            receipt.redelivered,
+            receipt.failed,
             receipt.duration_ms
         );
         self.owner.count(&receipt);

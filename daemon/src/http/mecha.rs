@@ -9,7 +9,14 @@ use super::respond::{Answer, json_value, text};
 pub(super) fn answer(core: &Core, method: &Method, rest: &str) -> Result<Answer, ApiError> {
     match rest {
         "phase" if method == Method::GET => {
-            Ok(json_value(StatusCode::OK, &json!({"phase": core.health.phase().as_str()})))
+            let refused = core.swaps.refused();
+            Ok(json_value(StatusCode::OK, &json!({"phase": core.health.phase().as_str(), "refused": refused})))
+        }
+        "swaps" if method == Method::GET => {
+            let (generation, swaps) = (core.swaps.generation(), core.swaps.list());
+            let refused = core.swaps.refused();
+            let document = json!({"generation": generation, "swaps": swaps, "refused": refused});
+            Ok(json_value(StatusCode::OK, &document))
         }
         _ => Ok(text(StatusCode::NOT_FOUND, "404 page not found\n")),
     }

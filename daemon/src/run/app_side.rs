@@ -119,12 +119,9 @@ async fn deliver(runtime: &Runtime, options: &Options, app: &dyn AppChannel) {
     } else {
         ask_app(app).await
     };
-    let declarative: Vec<_> = runtime.subscriptions.iter().map(from_document).collect();
+    let declarative: Vec<_> = runtime.subscriptions.lock().iter().map(from_document).collect();
     if options.strict.app_routes {
-        let all = declarative.iter().chain(&programmatic);
-        let routes: Vec<String> =
-            all.flat_map(|s| s.rules.iter().map(|r| r.path.clone()).chain(s.default_route.clone())).collect();
-        runtime.core.invoke.set_internal_routes(routes.iter().map(String::as_str));
+        runtime.close_routes(declarative.iter().chain(&programmatic));
     }
     runtime.core.pubsub.manager().start(declarative, programmatic).await;
     runtime.inputs.start(&runtime.core);

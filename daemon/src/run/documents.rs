@@ -1,53 +1,69 @@
-//! The documents of a run, read from disk and filtered for this app.
-
-use std::path::PathBuf;
+//! The documents of a run, filtered for this app.
 
 use mecha_core::pubsub::check_rule;
 use mecha_resources::{
     Component, Configuration, Diagnostic, HttpEndpoint, Loaded, Located, Resiliency, Resource, Severity, Subscription,
-    load_configuration_files, load_dirs,
 };
 
+use super::source::DocumentSet;
 use crate::cli::Options;
 
 /// Everything a runtime is built from.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Documents {
     pub(super) configuration: Configuration,
-    pub(super) components: Vec<Component>,
-    pub(super) subscriptions: Vec<Subscription>,
-    pub(super) endpoints: Vec<HttpEndpoint>,
-    pub(super) resiliencies: Vec<Resiliency>,
+    pub(super) components: Vec<Located<Component>>,
+    pub(super) subscriptions: Vec<Located<Subscription>>,
+    pub(super) endpoints: Vec<Located<HttpEndpoint>>,
+    pub(super) resiliencies: Vec<Located<Resiliency>>,
+    /// What was found in all of them, also in those that are missing above.
+    pub(super) findings: Vec<Finding>,
 }
 
-/// Reads the files that the options name. Mistakes in single documents are logged, and those
-/// documents left out.
-///
-/// # Errors
-/// A `--config` file that is missing or wrong, or a resources folder that cannot be listed.
-pub(super) fn read(options: &Options, vars: &dyn Fn(&str) -> Option<String>) -> Result<Documents, String> {
-    let files: Vec<PathBuf> = options.configs.iter().map(PathBuf::from).collect();
-    let configuration = load_configuration_files(&files, vars)
-        .map_err(|e| format!("error loading configuration: {e}"))
-        .map(|loaded| {
-            report(&loaded.diagnostics);
-            loaded.configuration
-        })?;
-    let mut loaded = load_dirs(&options.resources_paths).map_err(|e| format!("failed to load resources: {e}"))?;
-    report_loaded(&loaded);
-    refuse_bad_rules(&mut loaded.subscriptions, options);
-    let Loaded { components, subscriptions, http_endpoints, resiliencies, .. } = loaded;
-    Ok(Documents {
+/// A finding, with the Resiliency document that it keeps out, if it does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub(super) diagnostic: Diagnostic,
+    resiliency: Option<String>,
+}
+
+/// The documents of a set that concern this app. Nothing is logged: see [`report`].
+pub(super) fn select(set: DocumentSet, options: &Options) -> Documents {
+    let DocumentSet { configuration, loaded } = set;
+    let policy = |d: &Diagnostic| {
+        let found = loaded.refused.iter().find(|r| r.origin.file == d.file && r.origin.document == d.document)?;
+        (d.severity == Severity::Error && found.kind == Resiliency::KIND).then(|| found.meta.name.clone())
+    };
+    let finding = |d: &Diagnostic| Finding { resiliency: policy(d), diagnostic: d.clone() };
+    let mut findings: Vec<Finding> = loaded.diagnostics.iter().map(finding).collect();
+    let Loaded { components, mut subscriptions, http_endpoints, resiliencies, .. } = loaded;
+    refuse_bad_rules(&mut subscriptions, options, &mut findings);
+    Documents {
         configuration,
         components: mine(components, options),
         subscriptions: mine(subscriptions, options),
         endpoints: mine(http_endpoints, options),
         resiliencies: mine(resiliencies, options),
-    })
+        findings,
+    }
 }
 
-fn mine<T: Resource>(documents: Vec<Located<T>>, options: &Options) -> Vec<T> {
-    documents.into_iter().map(|d| d.value).filter(|d| concerns(d, options)).collect()
+/// Logs findings. A mistake in a Resiliency document names its policy in the words that
+/// operators look for.
+pub(super) fn report(findings: &[Finding]) {
+    for Finding { diagnostic: d, resiliency } in findings {
+        match (d.severity, resiliency) {
+            (Severity::Error, Some(name)) => {
+                tracing::error!(target: "dapr.runtime.resiliency", "Could not read resiliency policy {name}: {d}");
+            }
+            (Severity::Error, None) => tracing::error!(target: "dapr.runtime.loader", "{d}"),
+            (Severity::Warning, _) => tracing::warn!(target: "dapr.runtime.loader", "{d}"),
+        }
+    }
+}
+
+fn mine<T: Resource>(documents: Vec<Located<T>>, options: &Options) -> Vec<Located<T>> {
+    documents.into_iter().filter(|d| concerns(&d.value, options)).collect()
 }
 
 fn concerns(document: &impl Resource, options: &Options) -> bool {
@@ -55,8 +71,8 @@ fn concerns(document: &impl Resource, options: &Options) -> bool {
     document.applies_to(&options.app_id, options.env.namespace.as_deref())
 }
 
-/// Drops subscriptions with a rule that is no expression, each with the place of its document.
-fn refuse_bad_rules(subscriptions: &mut Vec<Located<Subscription>>, options: &Options) {
+/// Takes out subscriptions with a rule that is no expression.
+fn refuse_bad_rules(subscriptions: &mut Vec<Located<Subscription>>, options: &Options, findings: &mut Vec<Finding>) {
     subscriptions.retain(|document| {
         if !concerns(&document.value, options) {
             return false;
@@ -64,37 +80,49 @@ fn refuse_bad_rules(subscriptions: &mut Vec<Located<Subscription>>, options: &Op
         let rules = document.routes.rules.iter().enumerate();
         let bad: Vec<_> = rules.filter_map(|(i, rule)| Some((i, check_rule(&rule.expression).err()?))).collect();
         for (i, e) in &bad {
-            tracing::error!(
-                target: "dapr.runtime.loader",
-                "{}: spec.routes.rules[{i}].match: {e}; subscription {} is left out", document.origin, document.name()
-            );
+            let message = format!("{e}; subscription {} is left out", document.name());
+            let diagnostic = Diagnostic {
+                document: document.origin.document,
+                line: document.origin.line,
+                path: format!("spec.routes.rules[{i}].match"),
+                ..Diagnostic::file_error(document.origin.file.clone(), message)
+            };
+            findings.push(Finding { diagnostic, resiliency: None });
         }
         bad.is_empty()
     });
 }
 
-/// Logs the findings. A mistake in a Resiliency document names its policy in the words that
-/// operators look for.
-fn report_loaded(loaded: &Loaded) {
-    let policy = |d: &Diagnostic| {
-        let found = loaded.refused.iter().find(|r| r.origin.file == d.file && r.origin.document == d.document)?;
-        (d.severity == Severity::Error && found.kind == Resiliency::KIND).then_some(&found.meta.name)
-    };
-    for d in &loaded.diagnostics {
-        match policy(d) {
-            Some(name) => {
-                tracing::error!(target: "dapr.runtime.resiliency", "Could not read resiliency policy {name}: {d}");
-            }
-            None => report(std::slice::from_ref(d)),
-        }
+impl Documents {
+    /// Keeps what a broken file took away: documents of `before` that are missing here and whose
+    /// file has an error now. Kind, name and cause of each.
+    pub(super) fn keep_broken(&mut self, before: &Self) -> Vec<(&'static str, String, String)> {
+        let findings = &self.findings;
+        let mut kept = Vec::new();
+        keep(&mut self.components, &before.components, findings, &mut kept);
+        keep(&mut self.subscriptions, &before.subscriptions, findings, &mut kept);
+        keep(&mut self.endpoints, &before.endpoints, findings, &mut kept);
+        keep(&mut self.resiliencies, &before.resiliencies, findings, &mut kept);
+        kept
     }
 }
 
-fn report(diagnostics: &[Diagnostic]) {
-    for d in diagnostics {
-        match d.severity {
-            Severity::Error => tracing::error!(target: "dapr.runtime.loader", "{d}"),
-            Severity::Warning => tracing::warn!(target: "dapr.runtime.loader", "{d}"),
+fn keep<T: Resource + Clone>(
+    now: &mut Vec<Located<T>>,
+    before: &[Located<T>],
+    findings: &[Finding],
+    kept: &mut Vec<(&'static str, String, String)>,
+) {
+    for old in before.iter().filter(|old| !findings.is_empty() && !old.origin.file.is_empty()) {
+        if now.iter().any(|d| d.value.name() == old.value.name()) {
+            continue;
+        }
+        let broken = findings.iter().map(|f| &f.diagnostic);
+        let broken = broken.filter(|d| d.severity == Severity::Error && d.file == old.origin.file);
+        let causes: Vec<String> = broken.map(ToString::to_string).collect();
+        if !causes.is_empty() {
+            kept.push((T::KIND, old.value.name().to_owned(), causes.join("; ")));
+            now.push(old.clone());
         }
     }
 }

@@ -8,34 +8,33 @@ use mecha_components_api::Metadata;
 use mecha_core::invoke::{AddressGuard, Endpoint, EndpointTls};
 use mecha_core::store::Found;
 use mecha_core::{Core, Cx, Front};
-use mecha_resources::{HttpEndpoint, ValueSource, env_ref_allowed};
+use mecha_resources::{HttpEndpoint, Located, ValueSource, env_ref_allowed};
 
-/// Makes the endpoints. One that cannot be made is logged and left out.
+/// The endpoints by name.
+pub(super) type Endpoints = HashMap<Box<str>, Arc<Endpoint>>;
+
+/// Makes the endpoints. Beside them the names and causes of those that cannot be made.
 pub(super) async fn build(
     core: &Core,
-    documents: &[HttpEndpoint],
-    env: &dyn Fn(&str) -> Option<String>,
+    documents: &[Located<HttpEndpoint>],
+    env: &(dyn Fn(&str) -> Option<String> + Send + Sync),
     guarded: bool,
-) -> HashMap<Box<str>, Arc<Endpoint>> {
+) -> (Endpoints, Vec<(String, String)>) {
     let mut out = HashMap::new();
+    let mut failed = Vec::new();
     for doc in documents {
         match one(core, doc, env, guarded).await {
-            Ok(endpoint) => {
-                tracing::info!(target: "dapr.runtime", "Found http endpoint: {}", doc.meta.name);
-                out.insert(doc.meta.name.as_str().into(), Arc::new(endpoint));
-            }
-            Err(e) => {
-                tracing::error!(target: "dapr.runtime", "HTTPEndpoint {} is left out: {e}", doc.meta.name);
-            }
+            Ok(endpoint) => drop(out.insert(doc.meta.name.as_str().into(), Arc::new(endpoint))),
+            Err(e) => failed.push((doc.meta.name.clone(), e)),
         }
     }
-    out
+    (out, failed)
 }
 
 async fn one(
     core: &Core,
     doc: &HttpEndpoint,
-    env: &dyn Fn(&str) -> Option<String>,
+    env: &(dyn Fn(&str) -> Option<String> + Send + Sync),
     guarded: bool,
 ) -> Result<Endpoint, String> {
     let mut endpoint = Endpoint::new(&doc.meta.name, &doc.base_url)?;
@@ -71,7 +70,7 @@ async fn value(
     core: &Core,
     doc: &HttpEndpoint,
     source: &ValueSource,
-    env: &dyn Fn(&str) -> Option<String>,
+    env: &(dyn Fn(&str) -> Option<String> + Send + Sync),
 ) -> Result<String, String> {
     match source {
         ValueSource::Plain(text) => Ok(text.expose().to_owned()),

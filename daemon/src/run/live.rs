@@ -18,12 +18,14 @@ use mecha_core::health::{Health, Phase};
 use mecha_core::metrics::Metrics;
 use mecha_core::{ShutdownRequest, Tasks};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinHandle;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::reload::Reloads;
 use super::runtime::{Fixtures, Runtime};
+use super::source::{self, Depth};
 use super::stop::{self, Cause};
-use super::{app_side, fatal};
+use super::{app_side, documents, fatal};
 use crate::cli::{self, Mode, Options};
 use crate::handover::{self, Departure, Door, Inherited};
 use crate::http::public;
@@ -39,6 +41,20 @@ const FORCED_DELAY: Duration = Duration::from_millis(100);
 /// The runtime that requests meet now.
 pub(super) struct Live {
     current: ArcSwap<Runtime>,
+    replaced: Notify,
+}
+
+impl Live {
+    /// The runtime of the moment.
+    pub(super) fn load(&self) -> Arc<Runtime> {
+        self.current.load_full()
+    }
+
+    /// Lets requests meet another runtime from now on.
+    pub(super) fn replace(&self, next: Arc<Runtime>) {
+        self.current.store(next);
+        self.replaced.notify_one();
+    }
 }
 
 /// A group of servers that close together.
@@ -151,7 +167,13 @@ pub(super) async fn run(options: Options) -> ExitCode {
         options: Arc::new(options),
         health: health.clone(),
     };
-    let building = Runtime::build(&fix, None);
+    let source = source::open(&fix.options, fix.vars());
+    let building = async {
+        let set = source.list(Depth::Everything).await.map_err(|e| e.to_string())?;
+        let documents = documents::select(set, &fix.options);
+        documents::report(&documents.findings);
+        Ok::<_, String>((Runtime::build(&fix, &documents, None).await?, documents))
+    };
     let built = tokio::select! {
         built = building => built,
         name = signals.stop() => {
@@ -159,11 +181,11 @@ pub(super) async fn run(options: Options) -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let runtime = match built {
-        Ok(runtime) => Arc::new(runtime),
+    let (runtime, documents) = match built {
+        Ok((runtime, documents)) => (Arc::new(runtime), documents),
         Err(e) => return fatal(&e),
     };
-    let live = Arc::new(Live { current: ArcSwap::new(runtime.clone()) });
+    let live = Arc::new(Live { current: ArcSwap::new(runtime.clone()), replaced: Notify::new() });
     health.outbound_ready();
     if predecessor.as_ref().is_some_and(|p| p.ready) {
         // To clients this is one sidecar, which is ready all the time.
@@ -209,7 +231,8 @@ pub(super) async fn run(options: Options) -> ExitCode {
         }
         app_side::attach(runtime, options, began).await;
     });
-    drive(fix, live, servers, signals, attached, door).await
+    let reloads = Reloads::start(fix.clone(), live.clone(), source, documents, attached);
+    drive(fix, live, servers, signals, reloads, door).await
 }
 
 /// Opens the way for a successor, where the options name one.
@@ -249,7 +272,7 @@ async fn drive(
     live: Arc<Live>,
     servers: Servers,
     mut signals: Signals,
-    mut attached: JoinHandle<()>,
+    reloads: Reloads,
     mut door: Option<Door>,
 ) -> ExitCode {
     loop {
@@ -261,25 +284,16 @@ async fn drive(
                 tracing::info!(target: "dapr.runtime", "Received signal '{name}'; beginning shutdown");
                 Cause::Signal
             } else {
-                tracing::info!(target: "dapr.runtime", "Received signal 'hangup'; restarting");
-                match rebuild(&fix, &live, &mut attached).await {
-                    Ok(()) => continue,
-                    Err(e) if fix.options.strict.degrade => {
-                        tracing::error!(target: "dapr.runtime", "the reload failed, everything stays as it was: {e}");
-                        continue;
-                    }
-                    Err(e) => {
-                        tracing::error!(target: "dapr.runtime", "Fatal error from runtime: {e}");
-                        Cause::Failure
-                    }
-                }
+                reloads.hang_up();
+                continue;
             },
+            () = live.replaced.notified() => continue,
             mut successor = departure(&mut door) => {
                 if let Err(e) = successor.leave().await {
                     tracing::warn!(target: "dapr.runtime", "the successor is gone, this process goes on: {e}");
                     continue;
                 }
-                attached.abort();
+                reloads.end().await;
                 let runtime = live.current.load_full();
                 runtime.name.hand_on();
                 let leaving = stop::hand_over(&fix, runtime, servers, successor);
@@ -308,7 +322,7 @@ async fn drive(
                 _ => Cause::Api,
             }
         };
-        attached.abort();
+        reloads.end().await;
         // Its duplicates would keep the sockets open when the servers have closed theirs.
         drop(door);
         let stopping = stop::run(&fix, live.current.load_full(), servers, cause);
@@ -323,23 +337,6 @@ async fn drive(
             }
         };
     }
-}
-
-/// Builds the next runtime beside the current one, switches, and drains the old one.
-async fn rebuild(fix: &Fixtures, live: &Live, attached: &mut JoinHandle<()>) -> Result<(), String> {
-    let began = Instant::now();
-    let old = live.current.load_full();
-    let next = Arc::new(Runtime::build(fix, Some(&old.core.metrics)).await?);
-    attached.abort();
-    stop::settle_inputs(&old).await;
-    live.current.store(next.clone());
-    // Same name, same address: taking it back later would take the next one's back.
-    old.name.hand_on();
-    next.name.begin();
-    *attached = tokio::spawn(app_side::attach(next, fix.options.clone(), began));
-    // Requests that began on the old runtime finish there.
-    tokio::spawn(async move { stop::retire(old).await });
-    Ok(())
 }
 
 fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Result<Servers> {
@@ -376,7 +373,7 @@ fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Resul
         let listener = usable(bound, &mut servers.sockets)?;
         let live = live.clone();
         let service = service_fn(move |req: Request<Incoming>| {
-            let http = live.current.load().http.clone();
+            let http = live.current.load().fronts.load().http.clone();
             async move { http.handle(req).await }
         });
         servers.apis.serve("HTTP API", listener, service, api_limits);
@@ -387,7 +384,7 @@ fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Resul
         let listener = usable(bound, &mut servers.sockets)?;
         let live = live.clone();
         let service = service_fn(move |req: Request<Incoming>| {
-            let grpc = live.current.load().grpc.clone();
+            let grpc = live.current.load().fronts.load().grpc.clone();
             async move { Service::call(&grpc, req).await }
         });
         servers.apis.serve("gRPC API", listener, service, grpc_limits);
@@ -414,7 +411,7 @@ fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Resul
     );
     let peer_live = live.clone();
     let service = service_fn(move |req: Request<Incoming>| {
-        let peers = peer_live.current.load().peers.clone();
+        let peers = peer_live.current.load().fronts.load().peers.clone();
         async move { Ok::<_, Infallible>(peers.handle(&Connected::default(), req).await) }
     });
     servers.peers.serve("peer server", Listener::Tcp(tcp(internal)?), service, grpc_limits);

@@ -1,13 +1,14 @@
 //! The life of the process: bind, build, run, drain.
 
 mod app_side;
+mod apply;
 mod documents;
 mod endpoints;
 mod live;
 mod names;
+mod reload;
 mod runtime;
 mod settings;
-#[allow(dead_code, reason = "the reload task reads from it")]
 mod source;
 mod span_headers;
 mod stop;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use mecha_components_api::{BuildCx, CancellationToken, Instance, Lookup, Metadata, NameResolver, Registry};
 use mecha_core::Tasks;
 use mecha_resources::Configuration;
@@ -50,6 +51,11 @@ pub(super) async fn build(
 /// How this sidecar is known to others by name: not yet, then until it is withdrawn or handed on.
 #[derive(Debug, Default)]
 pub(super) struct Announcement {
+    current: ArcSwap<Tokens>,
+}
+
+#[derive(Debug, Default)]
+struct Tokens {
     begin: CancellationToken,
     withdraw: CancellationToken,
     hand_on: CancellationToken,
@@ -59,6 +65,38 @@ pub(super) struct Announcement {
 impl Announcement {
     /// Prepares the announcement of `me`; nobody is told before [`Announcement::begin`].
     pub(super) fn prepare(resolver: Arc<dyn NameResolver>, me: Instance, tasks: &Tasks) -> Self {
+        Self { current: ArcSwap::from_pointee(Tokens::prepare(resolver, me, tasks)) }
+    }
+
+    /// Makes this sidecar known through another resolver, and withdraws it from the one before.
+    pub(super) async fn replace(&self, resolver: Arc<dyn NameResolver>, me: Instance, tasks: &Tasks) {
+        let next = Arc::new(Tokens::prepare(resolver, me, tasks));
+        let before = self.current.swap(next.clone());
+        // First, because both may write to one place, where withdrawing would take back the new.
+        before.withdraw().await;
+        if before.begin.is_cancelled() {
+            next.begin.cancel();
+        }
+    }
+
+    /// Makes this sidecar known.
+    pub(super) fn begin(&self) {
+        self.current.load().begin.cancel();
+    }
+
+    /// Takes the name back, so that others stop calling, and waits until that is done.
+    pub(super) async fn withdraw(&self) {
+        self.current.load_full().withdraw().await;
+    }
+
+    /// Leaves the name to a successor at the same address.
+    pub(super) fn hand_on(&self) {
+        self.current.load().hand_on.cancel();
+    }
+}
+
+impl Tokens {
+    fn prepare(resolver: Arc<dyn NameResolver>, me: Instance, tasks: &Tasks) -> Self {
         let this = Self::default();
         let (begin, hand_on) = (this.begin.clone(), this.hand_on.clone());
         let (withdraw, stop) = (this.withdraw.clone(), tasks.stopping().clone());
@@ -90,21 +128,10 @@ impl Announcement {
         this
     }
 
-    /// Makes this sidecar known.
-    pub(super) fn begin(&self) {
-        self.begin.cancel();
-    }
-
-    /// Takes the name back, so that others stop calling, and waits until that is done.
-    pub(super) async fn withdraw(&self) {
+    async fn withdraw(&self) {
         self.withdraw.cancel();
         if self.begin.is_cancelled() {
             let _ = tokio::time::timeout(WITHDRAW_LIMIT, self.done.cancelled()).await;
         }
-    }
-
-    /// Leaves the name to a successor at the same address.
-    pub(super) fn hand_on(&self) {
-        self.hand_on.cancel();
     }
 }

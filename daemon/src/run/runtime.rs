@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use mecha_components_api::{BuildCx, Instance, Registry, SystemClock};
 use mecha_core::app::AppProtocol;
 use mecha_core::bindings::Inputs;
@@ -15,10 +16,12 @@ use mecha_core::metrics::Metrics;
 use mecha_core::policies::Policies;
 use mecha_core::trace::Mode;
 use mecha_core::{Core, CoreParts, Identity, Tasks};
-use mecha_resources::Resource;
+use mecha_resources::{Configuration, Resource};
 use parking_lot::Mutex;
 
-use super::{documents, endpoints, names, settings, span_headers};
+use super::documents::Documents;
+use super::endpoints::Endpoints;
+use super::{names, settings, span_headers};
 use crate::app::{self, AppTarget, Gate};
 use crate::cli::{self, BoundPorts, Options};
 use crate::grpc::{GrpcOptions, GrpcService, router};
@@ -31,22 +34,35 @@ use crate::token::ApiToken;
 /// What a stop gives one component to become idle.
 const COMPONENT_DRAIN: Duration = Duration::from_secs(5);
 /// What a stop gives the exporters to send what waits.
-const TELEMETRY_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const TELEMETRY_LIMIT: Duration = Duration::from_secs(2);
 
 /// A built runtime.
 pub(super) struct Runtime {
     pub(super) core: Arc<Core>,
-    pub(super) http: Arc<HttpApi>,
-    pub(super) grpc: GrpcService,
-    pub(super) peers: Arc<PeerServer>,
-    pub(super) inputs: Inputs,
+    /// What requests come in by; some settings need new ones.
+    pub(super) fronts: ArcSwap<Fronts>,
+    pub(super) inputs: Arc<Inputs>,
     pub(super) gate: Arc<Gate>,
-    pub(super) subscriptions: Vec<mecha_resources::Subscription>,
-    telemetry: Mutex<Option<Telemetry>>,
+    pub(super) loader: Arc<Loader>,
+    pub(super) policies: ArcSwap<Policies>,
+    /// Declarative subscriptions.
+    pub(super) subscriptions: Mutex<Vec<mecha_resources::Subscription>>,
+    pub(super) endpoints: Mutex<Endpoints>,
+    pub(super) telemetry: Mutex<Option<Telemetry>>,
     /// How others find this sidecar; begins once it serves.
     pub(super) name: names::Announcement,
     /// Connections to peers and the announcement; they outlive the APIs.
-    outgoing: Tasks,
+    pub(super) outgoing: Tasks,
+    identity: Identity,
+    pool: Arc<Pool>,
+    app_target: Option<AppTarget>,
+}
+
+/// The servers' services over one runtime.
+pub(super) struct Fronts {
+    pub(super) http: Arc<HttpApi>,
+    pub(super) grpc: GrpcService,
+    pub(super) peers: Arc<PeerServer>,
 }
 
 /// What stays the same over every runtime of the process.
@@ -60,25 +76,24 @@ pub(super) struct Fixtures {
 
 impl Fixtures {
     /// Looks a variable up: those the daemon adds, then the environment.
-    fn vars(&self) -> EnvLookup {
+    pub(super) fn vars(&self) -> EnvLookup {
         let overlay: BTreeMap<String, String> = cli::overlay(&self.options, &self.host_address, self.ports);
         Arc::new(move |name| overlay.get(name).cloned().or_else(|| std::env::var(name).ok()))
     }
 
-    fn home(&self) -> PathBuf {
+    pub(super) fn home(&self) -> PathBuf {
         self.options.home.clone().unwrap_or_else(|| std::env::temp_dir().join("mecha"))
     }
 }
 
 impl Runtime {
-    /// Builds a runtime up to "outbound ready". `before` are the metrics to go on counting.
+    /// Builds a runtime up to "outbound ready". It goes on with the counts of `before`.
     ///
     /// # Errors
     /// What the contract ends the process for.
-    pub(super) async fn build(fix: &Fixtures, before: Option<&Metrics>) -> Result<Self, String> {
+    pub(super) async fn build(fix: &Fixtures, docs: &Documents, before: Option<&Self>) -> Result<Self, String> {
         let options = &fix.options;
         let vars = fix.vars();
-        let docs = documents::read(options, &*vars)?;
         let config = &docs.configuration;
         settings::refuse_unbuilt(config)?;
 
@@ -86,7 +101,7 @@ impl Runtime {
         let telemetry = Telemetry::start(&tracing, &options.env.otel, &options.app_id).map_err(|e| e.to_string())?;
         let metrics_config = settings::metrics(config, options);
         let (metrics, mistakes) = match before {
-            Some(old) => Metrics::succeed(old, metrics_config),
+            Some(old) => Metrics::succeed(&old.core.metrics, metrics_config),
             None => Metrics::lenient(metrics_config),
         };
         for mistake in mistakes {
@@ -94,10 +109,11 @@ impl Runtime {
         }
         let metrics = Arc::new(metrics);
 
-        for doc in &docs.resiliencies {
+        let resiliencies: Vec<_> = docs.resiliencies.iter().map(|d| d.value.clone()).collect();
+        for doc in &resiliencies {
             tracing::info!(target: "dapr.runtime.resiliency", "Loading Resiliency configuration: {}", doc.name());
         }
-        let (policies, mistakes) = Policies::compile(&docs.resiliencies, metrics.clone());
+        let (policies, mistakes) = Policies::compile(&resiliencies, metrics.clone());
         for mistake in mistakes {
             tracing::error!(target: "dapr.runtime.resiliency", "Could not read resiliency policy {mistake}");
         }
@@ -146,6 +162,9 @@ impl Runtime {
             app,
             invoke: invoke.clone(),
         }));
+        if let Some(before) = before {
+            core.swaps.succeed(&before.core.swaps);
+        }
         if let Some(list) = &config.access_control {
             match AccessList::compile(list) {
                 Ok(list) => invoke.set_access_control(Arc::new(list)),
@@ -187,35 +206,11 @@ impl Runtime {
             Err(e) => return Err(e),
         };
 
-        let proxy = Arc::new(GrpcProxy::new(
-            invoke.clone(),
-            pool.clone(),
-            own_app(app_target.as_ref(), &gate, &outgoing)?,
-            telemetry.tracer().mode() == Mode::Off,
-            max_body,
-        ));
-        let peers = PeerServer::new(invoke.clone(), Some(proxy.clone()), max_body);
-        let peers = Arc::new(peers.with_tracer(telemetry.tracer().clone()));
-        let http = Arc::new(HttpApi::new(
-            core.clone(),
-            HttpOptions {
-                max_body: options.max_body_size,
-                token: options.env.api_token.as_ref().and_then(|t| ApiToken::new(t.expose())),
-                cors: Cors::new(&origins(options)),
-                log: settings::api_log(config, options),
-                check_origin: options.strict.host_check,
-            },
-        ));
-
-        let grpc_options = GrpcOptions {
-            max_body: options.max_body_size,
-            token: options.env.api_token.as_ref().and_then(|t| ApiToken::new(t.expose())),
-            log: settings::api_log(config, options),
-        };
-        let grpc = router(core.clone(), grpc_options, Some(proxy));
+        let fronts = fronts(fix, config, &core, &pool, app_target.as_ref(), &gate, &outgoing)?;
         let policies = Arc::new(policies);
         invoke.set_policies(Some(policies.clone()));
-        let loader = Arc::new(Loader::new(
+        let inputs = Arc::new(Inputs::new(options.app_binding_options_timeout));
+        let loader = Loader::new(
             core.clone(),
             registry,
             policies.clone(),
@@ -230,22 +225,27 @@ impl Runtime {
                 denied: config.denied_components.clone().unwrap_or_default(),
                 left_out: mecha_components::left_out,
             },
-        ));
-        let names: Vec<String> = docs.resiliencies.iter().map(|r| r.name().to_owned()).collect();
-        core.metadata.set_fixed(settings::fixed(config, options, Vec::new(), names.clone()));
+        );
+        let loader = Arc::new(loader.with_inputs(inputs.clone()));
         let runtime = Self {
-            inputs: Inputs::new(options.app_binding_options_timeout),
-            subscriptions: docs.subscriptions,
+            fronts: ArcSwap::from_pointee(fronts),
+            inputs,
+            loader,
+            policies: ArcSwap::new(policies),
+            subscriptions: Mutex::new(docs.subscriptions.iter().map(|d| d.value.clone()).collect()),
+            endpoints: Mutex::default(),
             core: core.clone(),
-            http,
-            grpc,
-            peers,
             gate,
             telemetry: Mutex::new(Some(telemetry)),
             name,
             outgoing,
+            identity,
+            pool,
+            app_target,
         };
-        if let Err(e) = loader.load_all(docs.components).await {
+        runtime.show(fix, &Documents { endpoints: Vec::new(), ..docs.clone() });
+        let components = docs.components.iter().map(|d| d.value.clone()).collect();
+        if let Err(e) = runtime.loader.load_all(components).await {
             runtime.close().await;
             return Err(e.to_string());
         }
@@ -255,16 +255,28 @@ impl Runtime {
             runtime.close().await;
             return Err(e.to_string());
         }
-        let endpoints = endpoints::build(&core, &docs.endpoints, &*vars, options.strict.url_targets).await;
-        let endpoint_names = docs.endpoints.iter().map(|e| e.name().to_owned()).collect();
-        invoke.set_endpoints(endpoints);
-        core.metadata.set_fixed(settings::fixed(config, options, endpoint_names, names));
+        runtime.apply_endpoints(fix, &docs.endpoints, false).await;
+        runtime.show(fix, docs);
         Ok(runtime)
+    }
+
+    /// Makes new services of the servers, for settings that the old ones cannot change.
+    pub(super) fn renew_fronts(&self, fix: &Fixtures, config: &Configuration) -> Result<(), String> {
+        let target = self.app_target.as_ref();
+        let fronts = fronts(fix, config, &self.core, &self.pool, target, &self.gate, &self.outgoing)?;
+        self.fronts.store(Arc::new(fronts));
+        Ok(())
+    }
+
+    /// This sidecar, as others should find it.
+    pub(super) fn instance(&self, fix: &Fixtures) -> Instance {
+        instance(fix, &self.identity)
     }
 
     /// Whether calls are under way on it: each holds the front it came in by.
     pub(super) fn is_busy(&self) -> bool {
-        Arc::strong_count(&self.http) > 1 || Arc::strong_count(&self.peers) > 1 || self.grpc.is_busy()
+        let fronts = self.fronts.load();
+        Arc::strong_count(&fronts.http) > 1 || Arc::strong_count(&fronts.peers) > 1 || fronts.grpc.is_busy()
     }
 
     /// Ends what is left once no API uses the runtime any more: background work, components,
@@ -293,6 +305,40 @@ impl Runtime {
             tracing::warn!(target: "dapr.runtime", "some spans could not be exported before the stop");
         }
     }
+}
+
+fn fronts(
+    fix: &Fixtures,
+    config: &Configuration,
+    core: &Arc<Core>,
+    pool: &Arc<Pool>,
+    app_target: Option<&AppTarget>,
+    gate: &Arc<Gate>,
+    outgoing: &Tasks,
+) -> Result<Fronts, String> {
+    let options = &fix.options;
+    let max_body = usize::try_from(options.max_body_size).unwrap_or(usize::MAX);
+    let proxy = Arc::new(GrpcProxy::new(
+        core.invoke.clone(),
+        pool.clone(),
+        own_app(app_target, gate, outgoing)?,
+        core.tracer.mode() == Mode::Off,
+        max_body,
+    ));
+    let peers = PeerServer::new(core.invoke.clone(), Some(proxy.clone()), max_body);
+    let peers = Arc::new(peers.with_tracer(core.tracer.clone()));
+    let token = || options.env.api_token.as_ref().and_then(|t| ApiToken::new(t.expose()));
+    let log = settings::api_log(config, options);
+    let http = HttpOptions {
+        max_body: options.max_body_size,
+        token: token(),
+        cors: Cors::new(&origins(options)),
+        log,
+        check_origin: options.strict.host_check,
+    };
+    let http = Arc::new(HttpApi::new(core.clone(), http));
+    let grpc = GrpcOptions { max_body: options.max_body_size, token: token(), log };
+    Ok(Fronts { http, grpc: router(core.clone(), grpc, Some(proxy)), peers })
 }
 
 fn instance(fix: &Fixtures, me: &Identity) -> Instance {

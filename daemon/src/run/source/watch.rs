@@ -164,8 +164,7 @@ mod linux {
         loop {
             match reader.next() {
                 Ok(event) => {
-                    let gone =
-                        ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::IGNORED | ReadFlags::UNMOUNT;
+                    let gone = ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::IGNORED | ReadFlags::UNMOUNT;
                     let folder = event.events().intersects(gone);
                     seen = Some(if folder || seen == Some(Seen::Folder) { Seen::Folder } else { Seen::Files });
                 }

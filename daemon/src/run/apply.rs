@@ -1,0 +1,211 @@
+//! A running runtime takes on other documents. Each part is prepared as a whole before anything
+//! of it changes; what cannot change at run time is refused, and the old settings go on.
+
+use std::sync::Arc;
+
+use mecha_components_api::{BuildCx, NameResolver, SystemClock};
+use mecha_core::app::AppSubscription;
+use mecha_core::invoke::{AccessControl, AccessList, AllowAll};
+use mecha_core::policies::Policies;
+use mecha_core::pubsub::from_document;
+use mecha_resources::{Configuration, HttpEndpoint, Located, Resiliency, Resource, Subscription};
+
+use super::documents::Documents;
+use super::runtime::{Fixtures, Runtime, TELEMETRY_LIMIT};
+use super::{endpoints, names, settings, span_headers};
+use crate::telemetry::Telemetry;
+
+/// Why a document is not applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It is wrong, or what it needs is not there.
+    Wrong(String),
+    /// It is right, and needs another runtime.
+    NeedsRestart(String),
+}
+
+/// A Configuration of which everything is prepared.
+struct Next {
+    telemetry: Option<Telemetry>,
+    resolver: Option<Arc<dyn NameResolver>>,
+    access: Option<Arc<dyn AccessControl>>,
+}
+
+impl Runtime {
+    /// Takes on another Configuration.
+    pub(super) async fn apply_configuration(
+        &self,
+        fix: &Fixtures,
+        before: &Configuration,
+        next: &Configuration,
+    ) -> Result<(), Refusal> {
+        fixed_at_start(before, next)?;
+        settings::refuse_unbuilt(next).map_err(Refusal::Wrong)?;
+        let prepared = self.prepare_configuration(fix, before, next).await.map_err(Refusal::Wrong)?;
+        let Next { telemetry, resolver, access } = prepared;
+
+        let (rules, warnings) = settings::api_rules(next, fix.options.strict.api_rules);
+        for warning in warnings {
+            tracing::warn!(target: "dapr.runtime", "{warning}");
+        }
+        self.core.api_rules.store(Arc::new(rules));
+        self.core.secrets.set_scopes(settings::secret_scopes(next));
+        if let Some(access) = access {
+            self.core.invoke.set_access_control(access);
+        }
+        if let Some(resolver) = resolver {
+            self.core.invoke.set_resolver(Some(resolver.clone()));
+            self.name.replace(resolver, self.instance(fix), &self.outgoing).await;
+        }
+        if let Some(telemetry) = telemetry {
+            self.core.tracer.replace(telemetry.tracer());
+            let old = self.telemetry.lock().replace(telemetry);
+            if let Some(old) = old {
+                // Spans that run now still end there.
+                self.core.tasks.spawn("flush of replaced exporters", async move {
+                    old.shutdown(TELEMETRY_LIMIT).await;
+                });
+            }
+        }
+        self.loader.set_denied(next.denied_components.clone().unwrap_or_default());
+        if before.api_logging != next.api_logging || before.tracing != next.tracing {
+            self.renew_fronts(fix, next).map_err(Refusal::Wrong)?;
+        }
+        Ok(())
+    }
+
+    async fn prepare_configuration(
+        &self,
+        fix: &Fixtures,
+        before: &Configuration,
+        next: &Configuration,
+    ) -> Result<Next, String> {
+        let (options, vars) = (&fix.options, fix.vars());
+        let access: Option<Arc<dyn AccessControl>> = match (&before.access_control, &next.access_control) {
+            (old, new) if old == new => None,
+            (_, None) => Some(Arc::new(AllowAll)),
+            (_, Some(list)) => Some(Arc::new(AccessList::compile(list)?)),
+        };
+        let resolver = if before.name_resolution == next.name_resolution {
+            None
+        } else {
+            let cx = BuildCx {
+                name: "nameresolution".into(),
+                app_id: self.core.me.app_id.clone(),
+                namespace: self.core.me.namespace.clone(),
+                strict: options.strict.sqlite_full,
+                home: fix.home(),
+                clock: Arc::new(SystemClock),
+            };
+            let local = vars(names::REGISTRY_VARIABLE).filter(|p| !p.is_empty());
+            Some(names::build(self.loader.registry(), next, local, &cx).await?)
+        };
+        let telemetry = if before.tracing == next.tracing {
+            None
+        } else {
+            let config = settings::tracing(next, &*vars);
+            let mut telemetry =
+                Telemetry::start(&config, &options.env.otel, &options.app_id).map_err(|e| e.to_string())?;
+            let headers = span_headers::read(&self.core, next, "").await;
+            telemetry.complete(headers).map_err(|e| e.to_string())?;
+            Some(telemetry)
+        };
+        Ok(Next { telemetry, resolver, access })
+    }
+
+    /// Takes on other policies. In strict mode one mistake keeps all of them out.
+    pub(super) fn apply_resiliency(&self, documents: &[Located<Resiliency>], strict: bool) -> Result<(), Refusal> {
+        let documents: Vec<Resiliency> = documents.iter().map(|d| d.value.clone()).collect();
+        for doc in &documents {
+            tracing::info!(target: "dapr.runtime.resiliency", "Loading Resiliency configuration: {}", doc.name());
+        }
+        let (policies, mistakes) = Policies::compile(&documents, self.core.metrics.clone());
+        for mistake in &mistakes {
+            tracing::error!(target: "dapr.runtime.resiliency", "Could not read resiliency policy {mistake}");
+        }
+        if strict && !mistakes.is_empty() {
+            return Err(Refusal::Wrong(mistakes.join("; ")));
+        }
+        let policies = Arc::new(policies);
+        policies.continue_apps(&self.policies.swap(policies.clone()));
+        self.core.invoke.set_policies(Some(policies.clone()));
+        self.loader.set_policies(policies);
+        Ok(())
+    }
+
+    /// Takes on other HTTPEndpoints; names and causes of those that cannot be made. In strict
+    /// mode such a one stays as it was.
+    pub(super) async fn apply_endpoints(
+        &self,
+        fix: &Fixtures,
+        documents: &[Located<HttpEndpoint>],
+        strict: bool,
+    ) -> Vec<(String, String)> {
+        let vars = fix.vars();
+        let (mut next, failed) = endpoints::build(&self.core, documents, &*vars, fix.options.strict.url_targets).await;
+        let mut running = self.endpoints.lock();
+        for (name, endpoint) in &mut next {
+            // What did not change keeps its connections.
+            if let Some(same) = running.get(name).filter(|old| *old == endpoint) {
+                *endpoint = same.clone();
+            } else {
+                tracing::info!(target: "dapr.runtime", "Found http endpoint: {name}");
+            }
+        }
+        for (name, cause) in &failed {
+            let kept = strict.then(|| running.get(name.as_str()).cloned()).flatten();
+            tracing::error!(
+                target: "dapr.runtime",
+                "HTTPEndpoint {name} {}: {cause}", if kept.is_some() { "stays as it was" } else { "is left out" }
+            );
+            next.extend(kept.map(|endpoint| (name.as_str().into(), endpoint)));
+        }
+        running.clone_from(&next);
+        self.core.invoke.set_endpoints(next);
+        failed
+    }
+
+    /// Takes on other declarative subscriptions: new ones start before old ones stop.
+    pub(super) async fn apply_subscriptions(&self, fix: &Fixtures, documents: &[Located<Subscription>]) {
+        *self.subscriptions.lock() = documents.iter().map(|d| d.value.clone()).collect();
+        let manager = self.core.pubsub.manager();
+        manager.set_declarative(documents.iter().map(|d| from_document(&d.value)).collect()).await;
+        if fix.options.strict.app_routes {
+            let all = self.core.pubsub.subscriptions();
+            self.close_routes(all.iter().map(|(subscription, _)| subscription));
+        }
+    }
+
+    /// Closes the app's routes of subscriptions to peers.
+    pub(super) fn close_routes<'s>(&self, subscriptions: impl Iterator<Item = &'s AppSubscription>) {
+        let routes: Vec<String> =
+            subscriptions.flat_map(|s| s.rules.iter().map(|r| r.path.clone()).chain(s.default_route.clone())).collect();
+        self.core.invoke.set_internal_routes(routes.iter().map(String::as_str));
+    }
+
+    /// What the metadata API shows of the documents.
+    pub(super) fn show(&self, fix: &Fixtures, documents: &Documents) {
+        let names = |list: &mut dyn Iterator<Item = &str>| list.map(str::to_owned).collect();
+        let endpoints = names(&mut documents.endpoints.iter().map(|d| d.value.name()));
+        let resiliencies = names(&mut documents.resiliencies.iter().map(|d| d.value.name()));
+        self.core.metadata.set_fixed(settings::fixed(&documents.configuration, &fix.options, endpoints, resiliencies));
+    }
+}
+
+/// What a runtime is built around and cannot change without being built anew.
+fn fixed_at_start(before: &Configuration, next: &Configuration) -> Result<(), Refusal> {
+    let mut sections = Vec::new();
+    if before.effective_metrics() != next.effective_metrics() {
+        sections.push("metrics");
+    }
+    if before.mtls != next.mtls {
+        sections.push("mtls");
+    }
+    if sections.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::NeedsRestart(format!(
+        "section {} takes effect at a start only; restart the sidecar to apply this Configuration",
+        sections.join(" and ")
+    )))
+}
