@@ -1,0 +1,669 @@
+//! All objects together: from environments, classes, backends and claims to bindings.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mecha_resources::kinds::{
+    Access, AppPlacement, Approval, BindingEntry, CapabilityBackend, CapabilityBindingSpec, CapabilityClaim,
+    CapabilityKind, CapabilityRule, ClaimReason, Documents, Environment, EnvironmentClass, MAX_ENTRIES, MemberCluster,
+    Role, SwapStrategy,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::backends::{
+    Backend, BackendDecision, Challenger, Choice, ClaimRequest, Current, Hysteresis, decide_backend,
+};
+use crate::canonical::{Digest, digest_of};
+use crate::class::{connect_to, resolve_class, rule_for, strategy_for};
+use crate::clusters::{Cluster, ClusterDecision, Gravity, PlacementRequest, Standing, decide_clusters};
+use crate::inventory::Inventory;
+use crate::plan::{Blocked, Consent};
+use crate::render::{Tenant, render};
+
+/// What to take for true where nothing has been observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Assume {
+    /// Nothing: what no probe and no agent has said is unknown. For the control part.
+    Nothing,
+    /// What the documents claim: for files on a machine where nothing probes them. Without any
+    /// MemberCluster there is one called `local`, which meets every selector.
+    Documents,
+}
+
+/// Name of the only cluster where none is described.
+const LOCAL: &str = "local";
+
+/// What has been bound so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Memory {
+    /// By claim, as namespace/name.
+    pub claims: BTreeMap<String, Bound>,
+    /// Where apps run, by placement, as namespace/name.
+    pub placements: BTreeMap<String, Placed>,
+    /// The last binding, by namespace@cluster.
+    pub bindings: BTreeMap<String, CapabilityBindingSpec>,
+    /// Claims that were deleted explicitly; only these leave a binding.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub released: BTreeSet<String>,
+}
+
+/// What serves a claim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    /// The backend.
+    pub backend: String,
+    /// Who does better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenger: Option<Challenger>,
+}
+
+/// Where an app runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placed {
+    /// Its clusters.
+    pub standing: Vec<Standing>,
+    /// Who does better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenger: Option<Challenger>,
+}
+
+/// Everything that decisions look at.
+#[derive(Clone, Debug)]
+pub struct World {
+    assume: Assume,
+    hysteresis: Hysteresis,
+    clusters: Inventory<Cluster>,
+    backends: Inventory<Backend>,
+    offers: BTreeMap<String, CapabilityBackend>,
+    classes: BTreeMap<String, EnvironmentClass>,
+    environments: BTreeMap<String, Environment>,
+    claims: BTreeMap<String, CapabilityClaim>,
+    placements: BTreeMap<String, AppPlacement>,
+    components: BTreeSet<(String, String)>,
+}
+
+/// What became of one claim.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClaimOutcome {
+    /// The claim, as namespace/name.
+    pub claim: String,
+    /// What it asks for.
+    pub kind: CapabilityKind,
+    /// Its environment, as namespace/name; empty when it has none.
+    pub environment: String,
+    /// App ids that get it.
+    pub scopes: Vec<String>,
+    /// Features it asks for, with those of the class.
+    pub required: Vec<String>,
+    /// How it moves.
+    pub strategy: SwapStrategy,
+    /// What was decided; `None` where the question could not even be asked.
+    pub decision: Option<BackendDecision>,
+    /// What is wrong, for a condition.
+    pub problem: Option<(ClaimReason, String)>,
+    /// What keeps a move from beginning.
+    pub blocked: Option<Blocked>,
+    /// The backend that sidecars are to have now: the old one while a move is blocked.
+    pub backend: Option<String>,
+}
+
+/// What became of one placement.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlacementOutcome {
+    /// The placement, as namespace/name.
+    pub placement: String,
+    /// What was decided; `None` where its environment has no class.
+    pub decision: Option<ClusterDecision>,
+}
+
+/// What became of everything.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// By claim.
+    pub claims: Vec<ClaimOutcome>,
+    /// By placement.
+    pub placements: Vec<PlacementOutcome>,
+    /// Environments without a class, with the reason in words.
+    pub unresolved: Vec<(String, String)>,
+    /// One for each environment and cluster that has something bound.
+    pub bindings: Vec<CapabilityBindingSpec>,
+    /// Digest of what was decided; the same decision has the same digest on a laptop and in the control part.
+    pub digest: Digest,
+    /// To be passed in next time.
+    pub memory: Memory,
+}
+
+impl World {
+    /// An empty world.
+    #[must_use]
+    pub fn new(assume: Assume) -> Self {
+        Self {
+            assume,
+            hysteresis: Hysteresis::default(),
+            clusters: Inventory::new(),
+            backends: Inventory::new(),
+            offers: BTreeMap::new(),
+            classes: BTreeMap::new(),
+            environments: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            placements: BTreeMap::new(),
+            components: BTreeSet::new(),
+        }
+    }
+
+    /// The world that `documents` describe.
+    #[must_use]
+    pub fn from_documents(documents: &Documents, assume: Assume) -> Self {
+        let mut world = Self::new(assume);
+        for cluster in &documents.clusters {
+            world.put_cluster(&cluster.value);
+        }
+        if world.clusters.is_empty() && assume == Assume::Documents {
+            let attributes = [("name".to_owned(), LOCAL.to_owned())].into();
+            let local =
+                Cluster { accepted: true, available: Some(true), everywhere: true, attributes, ..Cluster::default() };
+            world.clusters.insert(LOCAL, local);
+        }
+        for backend in &documents.backends {
+            world.put_backend(&backend.value);
+        }
+        world.classes.extend(documents.classes.iter().map(|c| (c.value.name().to_owned(), c.value.clone())));
+        world.environments.extend(documents.environments.iter().map(|e| (e.value.key(), e.value.clone())));
+        world.claims.extend(documents.claims.iter().map(|c| (c.value.key(), c.value.clone())));
+        world.placements.extend(documents.placements.iter().map(|p| (p.value.key(), p.value.clone())));
+        for other in documents.others.iter().filter(|o| o.value.kind == "Component") {
+            let metadata = &other.value.document.expose()["metadata"];
+            let text = |name: &str| metadata[name].as_str().unwrap_or_default().to_owned();
+            world.components.insert((text("namespace"), text("name")));
+        }
+        world
+    }
+
+    /// Adds or replaces a cluster.
+    pub fn put_cluster(&mut self, object: &MemberCluster) {
+        let mut cluster = Cluster::of(object);
+        if self.assume == Assume::Documents {
+            cluster.available = cluster.available.or(Some(true));
+        }
+        self.clusters.insert(object.name(), cluster);
+    }
+
+    /// Adds or replaces a cluster with facts beyond its object.
+    pub fn put_cluster_facts(&mut self, name: &str, cluster: Cluster) {
+        self.clusters.insert(name, cluster);
+    }
+
+    /// Adds or replaces a backend.
+    pub fn put_backend(&mut self, object: &CapabilityBackend) {
+        let mut backend = Backend::of(object);
+        if self.assume == Assume::Documents && backend.verified.is_none() {
+            backend.verified = Some(object.spec.features.iter().cloned().collect());
+        }
+        self.put_backend_facts(object, backend);
+    }
+
+    /// Adds or replaces a backend with facts beyond its object.
+    pub fn put_backend_facts(&mut self, object: &CapabilityBackend, facts: Backend) {
+        self.backends.insert(object.name(), facts);
+        self.offers.insert(object.name().to_owned(), object.clone());
+    }
+
+    /// Adds or replaces a class.
+    pub fn put_class(&mut self, object: EnvironmentClass) {
+        self.classes.insert(object.name().to_owned(), object);
+    }
+
+    /// Adds or replaces an environment.
+    pub fn put_environment(&mut self, object: Environment) {
+        self.environments.insert(object.key(), object);
+    }
+
+    /// Adds or replaces a claim.
+    pub fn put_claim(&mut self, object: CapabilityClaim) {
+        self.claims.insert(object.key(), object);
+    }
+
+    /// Adds or replaces a placement.
+    pub fn put_placement(&mut self, object: AppPlacement) {
+        self.placements.insert(object.key(), object);
+    }
+
+    /// When a better candidate is worth a move.
+    pub fn set_hysteresis(&mut self, hysteresis: Hysteresis) {
+        self.hysteresis = hysteresis;
+    }
+
+    /// The environments.
+    pub fn environments(&self) -> impl Iterator<Item = &Environment> {
+        self.environments.values()
+    }
+
+    /// The claims, as namespace/name.
+    pub fn claims(&self) -> impl Iterator<Item = (&str, &CapabilityClaim)> {
+        self.claims.iter().map(|(key, claim)| (key.as_str(), claim))
+    }
+
+    /// A backend object by name.
+    #[must_use]
+    pub fn backend(&self, name: &str) -> Option<&CapabilityBackend> {
+        self.offers.get(name)
+    }
+
+    /// What the statuses of claims and placements say is bound; bindings are not among it.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let mut memory = Memory::default();
+        for (key, claim) in &self.claims {
+            if let Some(status) = claim.status.as_ref().filter(|s| !s.backend.is_empty()) {
+                memory.claims.insert(key.clone(), Bound { backend: status.backend.clone(), challenger: None });
+            }
+        }
+        for (key, placement) in &self.placements {
+            if let Some(status) = placement.status.as_ref().filter(|s| !s.decisions.is_empty()) {
+                let standing = |d: &mecha_resources::kinds::PlacementDecision| Standing {
+                    cluster: d.cluster.clone(),
+                    replicas: d.replicas,
+                };
+                let standing = status.decisions.iter().map(standing).collect();
+                memory.placements.insert(key.clone(), Placed { standing, challenger: None });
+            }
+        }
+        memory
+    }
+
+    /// The namespace of an environment's claims.
+    #[must_use]
+    pub fn namespace_of(&self, environment: &Environment) -> String {
+        let given = environment.status.as_ref().map(|s| s.connect_to.as_str()).filter(|name| !name.is_empty());
+        given.map_or_else(|| connect_to(environment), str::to_owned)
+    }
+
+    /// The environment that a namespace belongs to.
+    #[must_use]
+    pub fn environment_of(&self, namespace: &str) -> Option<&Environment> {
+        let owner = self.environments.values().find(|e| self.namespace_of(e) == namespace);
+        if owner.is_some() || self.assume == Assume::Nothing {
+            return owner;
+        }
+        // People who write files name the environment, or have just one and name nothing.
+        let mut named = self.environments.values().filter(|e| e.name() == namespace);
+        if let (Some(one), None) = (named.next(), named.next()) {
+            return Some(one);
+        }
+        let mut beside = self.environments.values().filter(|e| e.namespace() == namespace);
+        match (beside.next(), beside.next()) {
+            (Some(one), None) => Some(one),
+            _ => None,
+        }
+    }
+
+    /// Decides everything. `now_ms` is the time on the clock of [`Challenger::since_ms`].
+    #[must_use]
+    pub fn evaluate(&self, before: &Memory, consent: &Consent, now_ms: u64) -> Evaluation {
+        let mut memory = Memory { bindings: before.bindings.clone(), ..Memory::default() };
+        let mut unresolved = Vec::new();
+        for (key, environment) in &self.environments {
+            if let Err(problem) = resolve_class(environment, &self.classes) {
+                unresolved.push((key.clone(), problem.to_string()));
+            }
+        }
+        let placements: Vec<_> =
+            self.placements.iter().map(|(k, p)| self.place(k, p, before, &mut memory, now_ms)).collect();
+        let mut backends = self.backends.clone();
+        self.count_bound(before, &mut backends);
+        let mut claims = Vec::with_capacity(self.claims.len());
+        let mut targets_of = BTreeMap::new();
+        for (key, claim) in &self.claims {
+            let targets = self.targets(claim, &placements);
+            let outcome = self.claim(key, claim, &targets, before, &mut backends, consent, now_ms);
+            // What nobody sees stays bound.
+            let challenger = outcome.decision.as_ref().and_then(|d| d.challenger.clone());
+            if let Some(backend) = &outcome.backend {
+                memory.claims.insert(key.clone(), Bound { backend: backend.clone(), challenger });
+            }
+            targets_of.insert(key.as_str(), targets);
+            claims.push(outcome);
+        }
+        for (key, bound) in &before.claims {
+            if !self.claims.contains_key(key) && !before.released.contains(key) {
+                memory.claims.insert(key.clone(), bound.clone());
+            }
+        }
+        let bindings = self.bindings(&mut claims, &targets_of, before);
+        for binding in &bindings {
+            memory.bindings.insert(format!("{}@{}", binding.namespace, binding.cluster), binding.clone());
+        }
+        let digest = digest_of(&bindings.iter().map(|b| (&b.environment, &b.cluster, &b.digest)).collect::<Vec<_>>());
+        Evaluation { claims, placements, unresolved, bindings, digest, memory }
+    }
+
+    /// Claims that are bound but not counted in a status count too.
+    fn count_bound(&self, before: &Memory, backends: &mut Inventory<Backend>) {
+        let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+        for bound in before.claims.values() {
+            *counts.entry(&bound.backend).or_default() += 1;
+        }
+        for (name, count) in counts {
+            if let Some(backend) = self.backends.get(name).filter(|b| b.bound < count) {
+                backends.insert(name, Backend { bound: count, ..backend.clone() });
+            }
+        }
+    }
+
+    fn place(
+        &self,
+        key: &str,
+        placement: &AppPlacement,
+        before: &Memory,
+        memory: &mut Memory,
+        now_ms: u64,
+    ) -> PlacementOutcome {
+        let class = self.environment_of(placement.namespace()).and_then(|e| resolve_class(e, &self.classes).ok());
+        let placed = before.placements.get(key).cloned().unwrap_or_default();
+        let Some(class) = class else {
+            memory.placements.insert(key.to_owned(), placed);
+            return PlacementOutcome { placement: key.to_owned(), decision: None };
+        };
+        let app = &placement.spec.app_id;
+        let mine = self.claims.iter().filter(|(_, c)| {
+            c.namespace() == placement.namespace() && (c.spec.scopes.is_empty() || c.spec.scopes.contains(app))
+        });
+        let used: BTreeSet<&str> =
+            mine.filter_map(|(key, _)| before.claims.get(key)).map(|bound| bound.backend.as_str()).collect();
+        let gravity = used.into_iter().filter_map(|name| {
+            let backend = self.backends.get(name)?;
+            let topology = backend.spec.topology.clone().unwrap_or_default();
+            Some(Gravity {
+                backend: name.to_owned(),
+                region: topology.region,
+                reachable_from: topology.reachable_from,
+                unreachable: backend.unreachable.clone(),
+                latency_us: backend.latency_us.clone(),
+            })
+        });
+        let request = PlacementRequest {
+            spec: placement.spec.clone(),
+            class_selector: class.spec.cluster_selector.clone(),
+            apis: BTreeSet::new(),
+            backends: gravity.collect(),
+            current: placed.standing,
+            challenger: placed.challenger,
+            hysteresis: self.hysteresis,
+        };
+        let decision = decide_clusters(&request, &self.clusters, now_ms);
+        let standing = |c: &crate::clusters::Chosen| Standing { cluster: c.cluster.clone(), replicas: c.replicas };
+        let placed = Placed {
+            standing: decision.selected.iter().map(standing).collect(),
+            challenger: decision.challenger.clone(),
+        };
+        memory.placements.insert(key.to_owned(), placed);
+        PlacementOutcome { placement: key.to_owned(), decision: Some(decision) }
+    }
+
+    /// Clusters of an environment: those of its status, else all that its class allows.
+    fn clusters_of(&self, environment: &Environment, class: &EnvironmentClass) -> BTreeSet<String> {
+        let given = environment.status.as_ref().map(|s| s.clusters.as_slice()).unwrap_or_default();
+        if !given.is_empty() {
+            return given.iter().map(|c| c.name.clone()).collect();
+        }
+        let allowed = |cluster: &Cluster| {
+            let selected = class.spec.cluster_selector.as_ref().is_none_or(|s| s.matches(&cluster.labels));
+            cluster.accepted && cluster.available != Some(false) && (selected || cluster.everywhere)
+        };
+        self.clusters.iter().filter(|(_, c)| allowed(c)).map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// Clusters that need a claim: where its apps are placed, else all of its environment.
+    fn targets(&self, claim: &CapabilityClaim, placements: &[PlacementOutcome]) -> BTreeSet<String> {
+        let mut targets = BTreeSet::new();
+        for outcome in placements {
+            let Some(placement) = self.placements.get(&outcome.placement) else { continue };
+            let scoped = claim.spec.scopes.is_empty() || claim.spec.scopes.contains(&placement.spec.app_id);
+            if placement.namespace() == claim.namespace() && scoped {
+                targets.extend(outcome.decision.iter().flat_map(|d| d.selected.iter().map(|c| c.cluster.clone())));
+            }
+        }
+        if targets.is_empty()
+            && let Some(environment) = self.environment_of(claim.namespace())
+            && let Ok(class) = resolve_class(environment, &self.classes)
+        {
+            targets = self.clusters_of(environment, class);
+        }
+        targets
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "one step of evaluate, cut out for its length")]
+    fn claim(
+        &self,
+        key: &str,
+        claim: &CapabilityClaim,
+        targets: &BTreeSet<String>,
+        before: &Memory,
+        backends: &mut Inventory<Backend>,
+        consent: &Consent,
+        now_ms: u64,
+    ) -> ClaimOutcome {
+        let bound = before.claims.get(key);
+        let mut outcome = ClaimOutcome {
+            claim: key.to_owned(),
+            kind: claim.spec.kind,
+            environment: String::new(),
+            scopes: claim.spec.scopes.clone(),
+            required: claim.spec.features.clone(),
+            strategy: SwapStrategy::Immediate,
+            decision: None,
+            problem: None,
+            blocked: None,
+            backend: bound.map(|b| b.backend.clone()),
+        };
+        let Some(environment) = self.environment_of(claim.namespace()) else {
+            let message = format!("namespace {} belongs to no Environment; see its CONNECT-TO", claim.namespace());
+            outcome.problem = Some((ClaimReason::NoEnvironment, message));
+            return outcome;
+        };
+        outcome.environment = environment.key();
+        let class = match resolve_class(environment, &self.classes) {
+            Ok(class) => class,
+            Err(problem) => {
+                outcome.problem = Some((ClaimReason::ClassUnresolved, problem.to_string()));
+                return outcome;
+            }
+        };
+        let Some(rule) = rule_for(class, claim.spec.kind, claim.name()) else {
+            let message = format!(
+                "EnvironmentClass {} has no rule for kind {} and name {}; add one to spec.capabilities",
+                class.name(),
+                claim.spec.kind,
+                claim.name()
+            );
+            outcome.problem = Some((ClaimReason::NoRule, message));
+            return outcome;
+        };
+        let namespaces = [claim.namespace(), self.namespace_of(environment).as_str(), ""].map(str::to_owned);
+        if namespaces.into_iter().any(|ns| self.components.contains(&(ns, claim.name().to_owned()))) {
+            let message = format!("a Component called {} is there already and wins; rename one of them", claim.name());
+            outcome.problem = Some((ClaimReason::Shadowed, message));
+            outcome.backend = None;
+            return outcome;
+        }
+        outcome.strategy = strategy_for(rule);
+        let features: BTreeSet<String> = claim.spec.features.iter().chain(&rule.require).cloned().collect();
+        outcome.required = in_order(claim.spec.kind, &features);
+        let request = ClaimRequest {
+            kind: claim.spec.kind,
+            selector: rule.backend_selector.clone(),
+            features,
+            constraints: claim.spec.constraints.clone(),
+            hints: claim.spec.hints.clone(),
+            tenancy: rule.tenancy,
+            targets: targets.clone(),
+            current: bound.map(|b| Current { backend: b.backend.clone(), challenger: b.challenger.clone() }),
+            hysteresis: self.hysteresis,
+        };
+        let decision = decide_backend(&request, backends, &self.clusters, now_ms);
+        match &decision.choice {
+            Choice::Bind { to } => outcome.backend = Some(to.clone()),
+            Choice::Move { from, to, .. } => {
+                outcome.blocked = blocked(claim, rule, from, to, consent);
+                outcome.backend = Some(if outcome.blocked.is_some() { from.clone() } else { to.clone() });
+            }
+            Choice::Stay { .. } => {}
+            Choice::Pending => {
+                let tightest = decision.explanation.tightest.as_ref();
+                let why = tightest.map_or_else(|| "there is no CapabilityBackend".to_owned(), |t| t.message.clone());
+                outcome.problem = Some((ClaimReason::NoCandidate, format!("no backend would do: {why}")));
+            }
+        }
+        // A place that is taken now is not free for the next claim.
+        if let (Choice::Bind { to } | Choice::Move { to, .. }, None) = (&decision.choice, &outcome.blocked)
+            && let Some(backend) = backends.get(to).filter(|b| b.spec.capacity.is_some())
+        {
+            let backend = Backend { bound: backend.bound.saturating_add(1), ..backend.clone() };
+            backends.insert(to.clone(), backend);
+        }
+        outcome.decision = Some(decision);
+        outcome
+    }
+
+    /// What sidecars get. A claim whose document cannot be made keeps the one it has.
+    fn bindings(
+        &self,
+        claims: &mut [ClaimOutcome],
+        targets_of: &BTreeMap<&str, BTreeSet<String>>,
+        before: &Memory,
+    ) -> Vec<CapabilityBindingSpec> {
+        let mut bindings = Vec::new();
+        for (key, environment) in &self.environments {
+            let namespace = self.namespace_of(environment);
+            let mine: Vec<usize> =
+                claims.iter().enumerate().filter(|(_, c)| c.environment == *key).map(|(i, _)| i).collect();
+            let held = before.bindings.values().filter(|b| b.environment == *key).map(|b| b.cluster.clone());
+            let needed = mine.iter().filter_map(|i| targets_of.get(claims[*i].claim.as_str())).flatten().cloned();
+            let clusters: BTreeSet<String> = needed.chain(held).collect();
+            for cluster in clusters {
+                let last = before.bindings.get(&format!("{namespace}@{cluster}"));
+                let next = last.map_or(1, |b| b.revision.saturating_add(1));
+                let tenant = Tenant { environment: key, namespace: &namespace, cluster: &cluster };
+                let mut entries: Vec<(BindingEntry, Digest)> = Vec::new();
+                for index in &mine {
+                    let outcome = &mut claims[*index];
+                    let had = |name: &str| last.and_then(|b| b.entries.iter().find(|e| e.claim == name));
+                    let Some(claim) = self.claims.get(&outcome.claim) else { continue };
+                    let target = targets_of.get(outcome.claim.as_str()).is_some_and(|t| t.contains(&cluster));
+                    let previous = had(claim.name());
+                    let Some(backend) = outcome.backend.clone().filter(|_| target) else { continue };
+                    match self.entry(claim, &backend, tenant, previous, next) {
+                        Ok(Some(entry)) => entries.push(entry),
+                        Ok(None) => entries.extend(previous.map(kept)),
+                        Err(message) => {
+                            outcome.blocked = Some(Blocked::TemplateInvalid(message));
+                            entries.extend(previous.map(kept));
+                            if let Some(previous) = previous {
+                                outcome.backend = Some(previous.backend.clone());
+                            }
+                        }
+                    }
+                }
+                // Claims that are not among the inputs: absence is not deletion.
+                for old in last.map(|b| b.entries.as_slice()).unwrap_or_default() {
+                    let gone = |ns: &str| {
+                        let key = format!("{ns}/{}", old.claim);
+                        !self.claims.contains_key(&key) && !before.released.contains(&key)
+                    };
+                    let known = mine.iter().any(|i| claims[*i].claim.rsplit('/').next() == Some(old.claim.as_str()));
+                    let spaces = [namespace.as_str(), environment.name(), environment.namespace()];
+                    if !known && spaces.into_iter().all(gone) {
+                        entries.push(kept(old));
+                    }
+                }
+                entries.sort_by(|a, b| a.0.claim.cmp(&b.0.claim));
+                if entries.len() > MAX_ENTRIES {
+                    for index in &mine {
+                        let outcome = &mut claims[*index];
+                        if !entries[..MAX_ENTRIES]
+                            .iter()
+                            .any(|(e, _)| outcome.claim.ends_with(&format!("/{}", e.claim)))
+                        {
+                            let message = format!("the environment has more than {MAX_ENTRIES} claims in {cluster}");
+                            outcome.problem = Some((ClaimReason::NoCandidate, message));
+                        }
+                    }
+                    entries.truncate(MAX_ENTRIES);
+                }
+                if entries.is_empty() && last.is_none() {
+                    continue;
+                }
+                let decided: Vec<_> =
+                    entries.iter().map(|(e, d)| (&e.claim, &e.backend, e.role, e.access, d)).collect();
+                let digest = digest_of(&decided).to_string();
+                let entries: Vec<_> = entries.into_iter().map(|(entry, _)| entry).collect();
+                let revision = match last {
+                    Some(last) if last.entries == entries => last.revision,
+                    _ => next,
+                };
+                bindings.push(CapabilityBindingSpec {
+                    environment: key.clone(),
+                    namespace: namespace.clone(),
+                    cluster,
+                    revision,
+                    leader_epoch: last.map_or(0, |b| b.leader_epoch),
+                    digest,
+                    entries,
+                });
+            }
+        }
+        bindings
+    }
+
+    /// The entry for a claim; `None` when its backend is not among the inputs.
+    fn entry(
+        &self,
+        claim: &CapabilityClaim,
+        backend: &str,
+        tenant: Tenant<'_>,
+        previous: Option<&BindingEntry>,
+        next: i64,
+    ) -> Result<Option<(BindingEntry, Digest)>, String> {
+        let Some(offer) = self.offers.get(backend) else { return Ok(None) };
+        let at =
+            |revision| render(claim, offer, tenant, revision).map_err(|e| format!("CapabilityBackend {backend}: {e}"));
+        let mut revision = previous.map_or(next, |p| p.revision);
+        let mut component = at(revision)?;
+        if previous.is_some_and(|p| p.document != component.to_json()) {
+            revision = next;
+            component = at(revision)?;
+        }
+        let entry = BindingEntry {
+            claim: claim.name().to_owned(),
+            backend: backend.to_owned(),
+            role: Role::Active,
+            fencing_epoch: previous.map_or(0, |p| p.fencing_epoch),
+            access: Access::ReadWrite,
+            revision,
+            swap: previous.and_then(|p| p.swap.clone()),
+            document: component.to_json(),
+        };
+        Ok(Some((entry, component.digest())))
+    }
+}
+
+fn kept(entry: &BindingEntry) -> (BindingEntry, Digest) {
+    (entry.clone(), digest_of(&(&entry.backend, &entry.document)))
+}
+
+/// Features in the order of their closed list.
+fn in_order(kind: CapabilityKind, features: &BTreeSet<String>) -> Vec<String> {
+    kind.features().iter().filter(|f| features.contains(**f)).map(|f| (*f).to_owned()).collect()
+}
+
+/// What keeps a move from beginning.
+fn blocked(claim: &CapabilityClaim, rule: &CapabilityRule, from: &str, to: &str, consent: &Consent) -> Option<Blocked> {
+    let swap = rule.swap.as_ref();
+    let empty_ok = consent.empty_ok || swap.is_some_and(|s| s.empty_ok);
+    if claim.spec.kind == CapabilityKind::State && !empty_ok {
+        return Some(Blocked::EmptyNotAllowed);
+    }
+    let manual = swap.and_then(|s| s.approval) == Some(Approval::Manual);
+    let approved = consent.all || consent.moves.contains(&(claim.key(), from.to_owned(), to.to_owned()));
+    (manual && !approved).then_some(Blocked::AwaitingApproval)
+}

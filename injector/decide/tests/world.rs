@@ -1,0 +1,257 @@
+//! Files in, bindings out: what a platform team and a developer see.
+
+use mecha_decide::{Assume, Blocked, Choice, Consent, Memory, MoveWhy, Plan, World, claim_slug};
+use mecha_resources::kinds::{ClaimReason, DecideReason, Documents, SwapStrategy};
+
+const SHOP: &str = r#"
+apiVersion: mecha.dev/v1alpha1
+kind: EnvironmentClass
+metadata: {name: development, labels: {type: development}}
+spec:
+  type: development
+  capabilities:
+  - kind: pubsub
+    backendSelector: {matchLabels: {engine: BROKER}}
+  - kind: state
+    backendSelector: {matchLabels: {engine: STORE}}
+    require: [crud, etag]
+---
+apiVersion: mecha.dev/v1alpha1
+kind: Environment
+metadata: {name: team-a-dev, namespace: team-a}
+spec:
+  compositionSelector: {matchLabels: {type: development}}
+---
+apiVersion: mecha.dev/v1alpha1
+kind: CapabilityBackend
+metadata: {name: embedded, labels: {engine: embedded}}
+spec:
+  kind: pubsub
+  component: {type: pubsub.mecha, version: v1, metadata: [{name: path, value: "/data/{{ claim.slug }}.db"}]}
+  source: {none: {}}
+---
+apiVersion: mecha.dev/v1alpha1
+kind: CapabilityBackend
+metadata: {name: streams, labels: {engine: redis}}
+spec:
+  kind: pubsub
+  component:
+    type: pubsub.redis
+    metadata: [{name: redisHost, valueFrom: {key: host}}, {name: consumerID, value: "{{ appId }}"}]
+  source: {secretRef: {name: redis}}
+---
+apiVersion: mecha.dev/v1alpha1
+kind: CapabilityBackend
+metadata: {name: pg-eu, labels: {engine: postgres}}
+spec:
+  kind: state
+  component:
+    type: state.postgresql
+    version: v2
+    initTimeout: 20s
+    metadata: [{name: connectionString, valueFrom: {key: uri}}, {name: tablePrefix, value: "{{ claim.slug }}_"}]
+  features: [crud, etag, transactional, ttl]
+  source: {secretRef: {name: pg}}
+---
+apiVersion: mecha.dev/v1alpha1
+kind: CapabilityBackend
+metadata: {name: redis-eu, labels: {engine: redis}}
+spec:
+  kind: state
+  component: {type: state.redis, version: v1}
+  features: [crud, etag, ttl]
+  source: {none: {}}
+---
+apiVersion: mecha.dev/v1alpha1
+kind: CapabilityClaim
+metadata: {name: events, namespace: team-a-dev}
+spec: {kind: pubsub, scopes: [orders-api, billing]}
+---
+apiVersion: mecha.dev/v1alpha1
+kind: CapabilityClaim
+metadata: {name: orders, namespace: team-a-dev}
+spec: {kind: state, features: [ttl], scopes: [orders-api, billing]}
+"#;
+
+fn shop(broker: &str, store: &str) -> World {
+    world(&SHOP.replace("BROKER", broker).replace("STORE", store))
+}
+
+fn world(text: &str) -> World {
+    let mut documents = Documents::default();
+    documents.read_text("shop.yaml", text);
+    assert!(documents.diagnostics.is_empty(), "{:#?}", documents.diagnostics);
+    World::from_documents(&documents, Assume::Documents)
+}
+
+#[test]
+fn a_claim_becomes_a_component_document() {
+    let evaluation = shop("embedded", "postgres").evaluate(&Memory::default(), &Consent::default(), 0);
+    assert_eq!(evaluation.bindings.len(), 1);
+    let binding = &evaluation.bindings[0];
+    assert_eq!(
+        (binding.environment.as_str(), binding.cluster.as_str(), binding.revision),
+        ("team-a/team-a-dev", "local", 1)
+    );
+    let entry = binding.entries.iter().find(|e| e.claim == "orders").unwrap();
+    let slug = claim_slug("team-a/team-a-dev", "orders");
+    assert!(slug.starts_with("team_a_dev_orders_"), "{slug}");
+    assert_eq!(
+        entry.document,
+        format!(
+            r#"{{"apiVersion":"dapr.io/v1alpha1","kind":"Component","metadata":{{"name":"orders","namespace":"{ns}","annotations":{{"mecha.dev/revision":"1","mecha.dev/backend":"pg-eu"}}}},"spec":{{"type":"state.postgresql","version":"v2","initTimeout":"20s","metadata":[{{"name":"connectionString","secretKeyRef":{{"name":"mecha-orders-r1","key":"uri"}}}},{{"name":"tablePrefix","value":"{slug}_"}}]}},"auth":{{"secretStore":"kubernetes"}},"scopes":["orders-api","billing"]}}"#,
+            ns = binding.namespace
+        )
+    );
+    let outcome = evaluation.claims.iter().find(|c| c.claim == "team-a-dev/orders").unwrap();
+    assert_eq!(outcome.required, ["crud", "etag", "ttl"], "the floor of the class is added");
+}
+
+#[test]
+fn one_line_of_the_class_moves_the_broker_and_nothing_else() {
+    let before = shop("embedded", "postgres").evaluate(&Memory::default(), &Consent::default(), 0);
+    let again = shop("embedded", "postgres").evaluate(&before.memory, &Consent::default(), 5);
+    assert_eq!(again.bindings, before.bindings, "a second look changes nothing");
+    assert!(Plan::of(&again).is_empty());
+
+    let after = shop("redis", "postgres").evaluate(&before.memory, &Consent::default(), 10);
+    let plan = Plan::of(&after);
+    assert_eq!(plan.moves.len(), 1);
+    let planned = &plan.moves[0];
+    assert_eq!(
+        (planned.claim.as_str(), planned.from.as_deref(), planned.to.as_str()),
+        ("team-a-dev/events", Some("embedded"), "streams")
+    );
+    assert_eq!((planned.strategy, &planned.blocked), (SwapStrategy::Drain, &None));
+    assert!(planned.why.contains("the class selects engine=redis"), "{}", planned.why);
+    let (old, new) = (&before.bindings[0], &after.bindings[0]);
+    assert_eq!((old.revision, new.revision), (1, 2));
+    assert_ne!(old.digest, new.digest);
+    let entry = |binding: &mecha_resources::kinds::CapabilityBindingSpec, claim: &str| {
+        binding.entries.iter().find(|e| e.claim == claim).unwrap().clone()
+    };
+    assert_eq!(entry(old, "orders"), entry(new, "orders"), "the store's document is the same byte for byte");
+    assert!(entry(new, "events").document.contains("mecha-events-r2"));
+    assert!(entry(new, "events").document.contains("{appID}"), "each sidecar puts its own id in");
+}
+
+#[test]
+fn a_store_is_not_emptied_by_an_edit() {
+    let before = shop("embedded", "postgres").evaluate(&Memory::default(), &Consent::default(), 0);
+    let edited = shop("embedded", "redis");
+    let held = edited.evaluate(&before.memory, &Consent::default(), 1);
+    let outcome = held.claims.iter().find(|c| c.claim.ends_with("/orders")).unwrap();
+    assert_eq!(outcome.blocked, Some(Blocked::EmptyNotAllowed));
+    assert_eq!(outcome.backend.as_deref(), Some("pg-eu"));
+    assert_eq!(held.bindings, before.bindings);
+    let agreed = Consent { empty_ok: true, ..Consent::default() };
+    let moved = edited.evaluate(&before.memory, &agreed, 1);
+    assert!(moved.bindings[0].entries[1].document.contains("state.redis"));
+}
+
+#[test]
+fn a_manual_move_waits_for_the_digest_of_its_plan() {
+    let before = shop("embedded", "postgres").evaluate(&Memory::default(), &Consent::default(), 0);
+    let text =
+        SHOP.replace("engine: BROKER}}", "engine: redis}}\n    swap: {approval: Manual}").replace("STORE", "postgres");
+    let edited = world(&text);
+    let held = edited.evaluate(&before.memory, &Consent::default(), 1);
+    let plan = Plan::of(&held);
+    assert!(plan.moves[0].blocked.as_ref().unwrap().contains("waits for approval"));
+    assert_eq!(held.bindings, before.bindings);
+    let agreed = Consent { moves: plan.approve(), ..Consent::default() };
+    let moved = edited.evaluate(&before.memory, &agreed, 2);
+    assert_eq!(moved.memory.claims["team-a-dev/events"].backend, "streams");
+}
+
+#[test]
+fn the_reason_names_the_decider_and_the_tightest_requirement() {
+    let text = SHOP
+        .replace("BROKER", "embedded")
+        .replace("STORE", "redis")
+        .replace("features: [ttl], scopes", "features: [ttl, transactional], scopes");
+    let evaluation = world(&text).evaluate(&Memory::default(), &Consent::default(), 0);
+    let outcome = evaluation.claims.iter().find(|c| c.claim.ends_with("/orders")).unwrap();
+    let decision = outcome.decision.as_ref().unwrap();
+    assert_eq!(decision.choice, Choice::Pending);
+    let rejected: Vec<_> =
+        decision.explanation.rejected_by.iter().map(|r| (r.decider.as_str(), r.reason, r.count)).collect();
+    assert_eq!(
+        rejected,
+        [
+            ("kind", DecideReason::KindMismatch, 2),
+            ("selector", DecideReason::NotSelected, 1),
+            ("features", DecideReason::MissingFeature, 1)
+        ]
+    );
+    let (reason, message) = outcome.problem.as_ref().unwrap();
+    assert_eq!(*reason, ClaimReason::NoCandidate);
+    assert!(message.contains("1 of 4 backends would do"), "{message}");
+    let redis = decision.explanation.candidates.iter().find(|c| c.name == "redis-eu").unwrap();
+    assert_eq!(redis.message, "does not have transactional");
+}
+
+#[test]
+fn what_is_absent_is_not_deleted() {
+    let full = shop("embedded", "postgres").evaluate(&Memory::default(), &Consent::default(), 0);
+    let half = SHOP
+        .split("---")
+        .filter(|d| !d.contains("name: orders") && !d.contains("name: pg-eu"))
+        .collect::<Vec<_>>()
+        .join("---");
+    let half = world(&half.replace("BROKER", "embedded").replace("STORE", "redis"));
+    let evaluation = half.evaluate(&full.memory, &Consent::default(), 0);
+    assert_eq!(evaluation.bindings[0].entries, full.bindings[0].entries);
+    let mut memory = full.memory.clone();
+    memory.released.insert("team-a-dev/orders".to_owned());
+    let evaluation = half.evaluate(&memory, &Consent::default(), 0);
+    let claims: Vec<_> = evaluation.bindings[0].entries.iter().map(|e| e.claim.as_str()).collect();
+    assert_eq!(claims, ["events"], "an explicit deletion is one");
+}
+
+#[test]
+fn a_retired_backend_is_a_contradiction_and_a_cordoned_one_is_not() {
+    let before = shop("embedded", "postgres").evaluate(&Memory::default(), &Consent::default(), 0);
+    let state = |state: &str| {
+        let spare = "---\napiVersion: mecha.dev/v1alpha1\nkind: CapabilityBackend\nmetadata: {name: other, labels: {engine: embedded}}\nspec:\n  kind: pubsub\n  component: {type: pubsub.mecha}\n  source: {none: {}}\n";
+        let text = SHOP.replacen(
+            "  kind: pubsub\n  component: {type: pubsub.mecha",
+            &format!("  state: {state}\n  kind: pubsub\n  component: {{type: pubsub.mecha"),
+            1,
+        );
+        let world = world(&format!("{}{spare}", text.replace("BROKER", "embedded").replace("STORE", "postgres")));
+        let evaluation = world.evaluate(&before.memory, &Consent::default(), 0);
+        evaluation.claims[0].decision.clone().unwrap().choice
+    };
+    assert!(matches!(state("Cordoned"), Choice::Stay { .. }));
+    match state("Draining") {
+        Choice::Move { to, why: MoveWhy::Contradicted { decider, reason, .. }, .. } => {
+            assert_eq!((to.as_str(), decider.as_str(), reason), ("other", "state", DecideReason::Draining));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn tenants_never_share_a_slug() {
+    let pairs = [("a/b-c", "d"), ("a-b/c", "d"), ("a/b", "c-d"), ("a/b-c", "d"), ("x/b-c", "d"), ("a/b_c", "d")];
+    let mut slugs: Vec<_> = pairs.iter().map(|(e, c)| claim_slug(e, c)).collect();
+    slugs.sort();
+    slugs.dedup();
+    assert_eq!(slugs.len(), 5, "one pair is given twice: {slugs:?}");
+    let long = claim_slug(&format!("a/{}", "x".repeat(200)), "orders");
+    assert!(long.len() <= 49, "{long}");
+}
+
+#[test]
+fn a_wrong_template_keeps_what_is_there() {
+    let before = shop("embedded", "postgres").evaluate(&Memory::default(), &Consent::default(), 0);
+    let text = SHOP
+        .replace("BROKER", "embedded")
+        .replace("STORE", "postgres")
+        .replace("{{ claim.slug }}.db", "{{ claim.slugg }}.db");
+    let evaluation = world(&text).evaluate(&before.memory, &Consent::default(), 0);
+    assert_eq!(evaluation.bindings[0].entries, before.bindings[0].entries);
+    let blocked = evaluation.claims.iter().find_map(|c| c.blocked.clone()).unwrap();
+    assert!(blocked.to_string().contains("the template {{ claim.slugg }} is none of claim.slug"), "{blocked}");
+}
