@@ -32,6 +32,7 @@ readonly STAGES=(
   "build|every binary, once; later stages use these"
   "arrows|rules of the house: who may depend on whom (xtask tidy)"
   "codegen|committed protobuf code is what the .proto files generate"
+  "crds|definitions of the kinds are what the types generate"
   "docs|generated reference pages are up to date"
   "licences|licences, bans and sources of dependencies; advisories where reachable"
   "rustdoc|API documentation builds without warnings"
@@ -45,7 +46,7 @@ readonly STAGES=(
   "example|the shop of the README runs and ends by itself"
 )
 # Stages that start binaries of this checkout.
-readonly NEED_BUILD=" arrows codegen docs fuzz conformance black-box drain swap sdks example "
+readonly NEED_BUILD=" arrows codegen crds docs fuzz conformance black-box drain swap sdks example "
 
 # ---- Stages ----
 
@@ -98,6 +99,8 @@ stage_build() { cargo build "${WORKSPACE[@]}" --bins --examples; }
 stage_arrows() { "$BINARIES/xtask" tidy; }
 
 stage_codegen() { "$BINARIES/xtask" codegen --check; }
+
+stage_crds() { "$BINARIES/xtask" crds --check; }
 
 stage_docs() { "$BINARIES/xtask" docs --check; }
 
@@ -154,7 +157,7 @@ stage_sdks() { bash tests/sdk/run.sh; }
 stage_example() { bash examples/orders/run.sh; }
 
 # Stages that are one check each; the others have runners whose counts are read.
-readonly CHECKS=" tools servers format clippy build arrows codegen docs rustdoc example "
+readonly CHECKS=" tools servers format clippy build arrows codegen crds docs rustdoc example "
 
 # ---- Running them ----
 

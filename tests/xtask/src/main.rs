@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 mod codegen;
+mod crds;
 mod docs;
 mod tidy;
 
@@ -16,6 +17,8 @@ Usage: cargo run -p xtask -- COMMAND
 Commands:
   codegen           generate proto/src/generated from proto/dapr
   codegen --check   fail when the committed code is not what codegen writes
+  crds              generate deploy/crds from the kinds in proto/resources
+  crds --check      fail when the committed definitions are not what crds writes
   docs              generate docs/reference, docs/errors and the table of components in README.md
   docs --check      fail when the committed pages are not what docs writes
   tidy              check the rules of the house: arrows between crates, lints, lock file, named paths
@@ -27,6 +30,8 @@ fn main() -> ExitCode {
     let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["codegen"] => codegen::write(&root),
         ["codegen", "--check"] => codegen::check(&root),
+        ["crds"] => crds::write(&root),
+        ["crds", "--check"] => crds::check(&root),
         ["docs"] => docs::write(&root),
         ["docs", "--check"] => docs::check(&root),
         ["tidy"] => tidy::run(&root),
