@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use mecha_tests::{Body, full_body};
 use parking_lot::Mutex;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::support::LIMIT;
@@ -28,7 +29,7 @@ pub(crate) struct Load {
 
 #[derive(Default)]
 pub(crate) struct Shared {
-    stop: AtomicBool,
+    stop: watch::Sender<bool>,
     done: AtomicU64,
     connections: AtomicU64,
     failed: AtomicU64,
@@ -63,7 +64,12 @@ impl Ask {
 
 impl Shared {
     pub(crate) fn goes_on(&self) -> bool {
-        !self.stop.load(Ordering::Relaxed)
+        !*self.stop.borrow()
+    }
+
+    /// Waits, but not longer than the load goes on.
+    async fn pause(&self, time: Duration) {
+        let _ = tokio::time::timeout(time, self.stop.subscribe().wait_for(|stop| *stop)).await;
     }
 
     pub(crate) fn record(&self, what: &str, outcome: Result<(), String>) {
@@ -94,7 +100,7 @@ impl Load {
                 let outcome = tokio::time::timeout(LIMIT, call(number)).await;
                 shared.record(what, outcome.unwrap_or_else(|_| Err("no answer".to_owned())));
                 number += 1;
-                tokio::time::sleep(pause).await;
+                shared.pause(pause).await;
             }
         });
     }
@@ -109,7 +115,7 @@ impl Load {
                 let Some(ask) = asks.next() else { return };
                 let outcome = tokio::time::timeout(LIMIT, once(&shared, &to, &mut connection, ask)).await;
                 shared.record(what, outcome.unwrap_or_else(|_| Err("no answer".to_owned())));
-                tokio::time::sleep(pause).await;
+                shared.pause(pause).await;
             }
         });
     }
@@ -121,7 +127,7 @@ impl Load {
             while shared.goes_on() {
                 let outcome = tokio::time::timeout(LIMIT, once(&shared, &to, &mut None, &ask)).await;
                 shared.record(what, outcome.unwrap_or_else(|_| Err("no answer".to_owned())));
-                tokio::time::sleep(pause).await;
+                shared.pause(pause).await;
             }
         });
     }
@@ -142,7 +148,7 @@ impl Load {
 
     /// Ends the clients. No call may have failed.
     pub(crate) async fn finish(mut self) -> u64 {
-        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.send_replace(true);
         while let Some(ended) = self.workers.join_next().await {
             ended.unwrap();
         }

@@ -230,6 +230,14 @@ impl Sidecar {
         Ended { code: status.code(), log: self.log() }
     }
 
+    /// Waits until the process ended; the exit status. It can be [`Sidecar::again`].
+    ///
+    /// # Panics
+    /// When it still runs after `limit`.
+    pub async fn exited(&mut self, limit: Duration) -> Option<i32> {
+        self.exit(limit).await.code()
+    }
+
     /// Ends it without notice and waits until it is gone; it can be [`Sidecar::again`].
     pub async fn kill(&mut self) {
         self.signal(Signal::Kill);

@@ -6,6 +6,7 @@ mod documents;
 mod endpoints;
 mod live;
 mod names;
+mod operator;
 mod reload;
 mod runtime;
 mod settings;

@@ -14,7 +14,8 @@ use async_trait::async_trait;
 use mecha_core::loader::EnvLookup;
 use mecha_resources::{Configuration, Loaded};
 
-use crate::cli::Options;
+use super::operator::Operator;
+use crate::cli::{Mode, Options};
 pub(super) use folders::Folders;
 
 /// How much a listing reads again.
@@ -70,5 +71,8 @@ pub(super) trait Source: fmt::Debug + Send + Sync + 'static {
 
 /// The source that the options ask for.
 pub(super) fn open(options: &Arc<Options>, vars: EnvLookup) -> Arc<dyn Source> {
+    if options.mode == Mode::Kubernetes && !options.control_plane.address.is_empty() {
+        return Arc::new(Operator::new(options));
+    }
     Arc::new(Folders::new(options.clone(), vars))
 }
