@@ -103,14 +103,15 @@ async fn block(fix: &Fixtures, runtime: &Runtime, limit: Duration) {
         mecha_resources::format_duration(limit)
     );
     enter(&fix.health, Phase::Draining);
-    settle_inputs(runtime).await;
     let watched = fix.options.app_health.is_some();
     let unhealthy = async {
         while !watched || runtime.gate.is_healthy() {
             tokio::time::sleep(BLOCK_PAUSE).await;
         }
     };
-    match timeout(limit, unhealthy).await {
+    // The time counts from the signal, not from the last event in flight.
+    let ((), blocked) = tokio::join!(settle_inputs(runtime), timeout(limit, unhealthy));
+    match blocked {
         Ok(()) => tracing::info!(target: "dapr.runtime", "App reported unhealthy, entering shutdown..."),
         Err(_) => tracing::info!(target: "dapr.runtime", "Block shutdown period expired, entering shutdown..."),
     }
