@@ -11,6 +11,7 @@ fn pod(namespace: &str, annotations: Value) -> Value {
         "kind": "Pod",
         "metadata": {"name": "orders", "namespace": namespace, "annotations": annotations},
         "spec": {
+            "serviceAccountName": "default",
             "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [{
                 "name": "app",

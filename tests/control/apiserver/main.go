@@ -65,9 +65,9 @@ func newKey() error {
 	if err != nil {
 		return err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	der, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
 		return err
 	}
-	return pem.Encode(os.Stdout, &pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	return pem.Encode(os.Stdout, &pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
 }

@@ -64,10 +64,13 @@ impl Process {
         }
     }
 
-    /// Whether it still runs.
+    /// Whether it still runs. One that ended keeps its number until its guard goes, so its
+    /// state is asked for, too.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        rustix::process::test_kill_process(self.pid).is_ok()
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        let ended = |stat: String| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
+        rustix::process::test_kill_process(self.pid).is_ok() && !state.is_ok_and(ended)
     }
 
     /// Its process id.
