@@ -42,11 +42,12 @@ readonly STAGES=(
   "black-box|the real mechad over HTTP and gRPC"
   "drain|restarts, replacements and stops under load: nothing fails, nothing is lost"
   "swap|documents changed under load: nothing fails, nothing is lost"
+  "faults|daemons, apps, servers and networks break: clear errors, recovery, nothing acknowledged is lost"
   "sdks|unmodified official SDKs in five languages"
   "example|the shop of the README runs and ends by itself"
 )
 # Stages that start binaries of this checkout.
-readonly NEED_BUILD=" arrows codegen crds docs fuzz conformance black-box drain swap sdks example "
+readonly NEED_BUILD=" arrows codegen crds docs fuzz conformance black-box drain swap faults sdks example "
 
 # ---- Stages ----
 
@@ -151,6 +152,8 @@ stage_black-box() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test api; }
 stage_drain() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test drain; }
 
 stage_swap() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test swap; }
+
+stage_faults() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test faults; }
 
 stage_sdks() { bash tests/sdk/run.sh; }
 

@@ -6,6 +6,8 @@
 //! - [`HttpApp`] and [`GrpcApp`] are the apps beside it; they answer by script and remember every call.
 //! - [`Api`] says the same thing over HTTP and over gRPC, so that one case covers both fronts.
 //! - [`Http`] and [`RawConnection`] are for what only one front has.
+//! - [`FaultProxy`] breaks connections to a real server; [`StateLedger`] and [`EventLedger`] prove that
+//!   nothing acknowledged was lost.
 //!
 //! Nothing here sleeps to wait for something: [`wait_until`] looks again until a deadline that only
 //! a defect reaches.
@@ -19,7 +21,9 @@ mod binary;
 mod documents;
 mod grpc;
 mod http;
+mod ledger;
 mod ports;
+mod proxy;
 mod raw;
 mod sidecar;
 mod wait;
@@ -32,7 +36,11 @@ pub use self::binary::mechad;
 pub use self::documents::{component, indent, subscription};
 pub use self::grpc::{Grpc, status_details};
 pub use self::http::{Http, Protocol, Reply, Request, escape};
+pub use self::ledger::{
+    EventLedger, EventVerdict, Findings, PublishTicket, ReadTicket, StateLedger, StateVerdict, WriteTicket,
+};
 pub use self::ports::free_port;
+pub use self::proxy::{FaultProxy, Network, Side};
 pub use self::raw::{RawConnection, RawReply};
 pub use self::sidecar::{Ended, Sidecar, SidecarBuilder, Signal};
 pub use self::wait::{DEADLINE, eventually, wait_until};
