@@ -1,23 +1,28 @@
 #!/usr/bin/env bash
-# Builds mecha, runs the shop of this folder on its embedded defaults, buys from it, and checks that the books add up.
+# Builds mecha, runs the shop of this folder on its embedded defaults, or on Redis, Kafka and PostgreSQL, buys from it,
+# and checks that the books add up.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 work=${CARGO_TARGET_DIR:-$root/target}/orders
 keep=false
+backends=false
 profile=debug
 mecha=
 shop=
 customer=
+servers=
 lock=
 
 usage() {
   cat <<'END'
-Usage: bash examples/orders/run.sh [--keep] [--release]
+Usage: bash examples/orders/run.sh [--backends] [--keep] [--release]
 
 Builds mecha, starts a small shop of three apps, buys from it and says what happened.
 
+  --backends  run it on a Redis, a PostgreSQL and an Apache Kafka that are started for it,
+              by another folder of resources; the apps stay as they are
   --keep      leave the shop running until Ctrl-C
   --release   build mecha optimised (takes longer)
 
@@ -37,13 +42,13 @@ fail() {
 # Starts a program whose output goes to a log, and leaves its process in $started. It gets a process group of its own,
 # so that Ctrl-C reaches this script alone, which then ends things in order: mecha takes a second signal for impatience.
 start() {
-  local output=$1
-  shift
+  local input=$1 output=$2
+  shift 2
   set -m
   if [ -n "$lock" ]; then
-    "$@" >"$output" 2>&1 </dev/null {lock}>&- &
+    "$@" >"$output" 2>&1 <"$input" {lock}>&- &
   else
-    "$@" >"$output" 2>&1 </dev/null &
+    "$@" >"$output" 2>&1 <"$input" &
   fi
   started=$!
   set +m
@@ -62,7 +67,15 @@ leave() {
   trap - EXIT HUP INT TERM
   stop "$customer" || true
   stop "$shop" || true
+  stop_servers || true
   exit "$status"
+}
+
+# They end, and remove their data, when their input does.
+stop_servers() {
+  [ -n "$servers" ] || return 0
+  exec {servers_input}>&-
+  wait "$servers"
 }
 
 check_tools() {
@@ -144,6 +157,8 @@ build() {
     return
   fi
   [ $profile = release ] && flags+=(--release)
+  bash "$root/tests/install-build.sh" >"$work/log/build.log" 2>&1 ||
+    fail "the build needs more than is here:" "$(tail -n 3 "$work/log/build.log")"
   # Progress is for people.
   [ -t 2 ] || flags+=(--quiet)
   say "Building mecha and its sidecar mechad (some minutes the first time) ..."
@@ -151,8 +166,39 @@ build() {
   mecha=$(dirname "$work")/$profile/mecha
 }
 
+# Starts the servers behind the shop and exports where they are.
+start_servers() {
+  local flags=() said=$work/log/servers.env helper
+  quietly "installing the servers" servers-install.log bash "$root/tests/install-servers.sh"
+  [ -t 2 ] || flags+=(--quiet)
+  say "Starting Redis, PostgreSQL and Apache Kafka on free ports ..."
+  (cd "$root" && cargo build --locked "${flags[@]}" -p mecha-testkit --example backends) ||
+    fail "building the helper that starts the servers failed, see above"
+  helper=$(dirname "$work")/debug/examples/backends
+  rm -f "$work/servers.in"
+  mkfifo "$work/servers.in"
+  : >"$said"
+  set -m
+  "$helper" >"$said" 2>"$work/log/servers.log" <"$work/servers.in" &
+  servers=$!
+  set +m
+  exec {servers_input}>"$work/servers.in"
+  until grep -q '^SHOP_KAFKA=' "$said"; do
+    if ! kill -0 "$servers" 2>/dev/null; then
+      cat "$work/log/servers.log" >&2
+      fail "the servers did not start"
+    fi
+    sleep 0.1
+  done
+  set -a
+  # shellcheck disable=SC1090 # written by the helper
+  . "$said"
+  set +a
+}
+
 while [ $# -gt 0 ]; do
   case $1 in
+    --backends) backends=true ;;
     --keep) keep=true ;;
     --release) profile=release ;;
     -h | --help) usage && exit 0 ;;
@@ -182,12 +228,26 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 check_ports
+runfile=$here/dapr.yaml
+from=("$runfile" /dev/null)
+own=()
+if $backends; then
+  start_servers
+  # The same file with another first folder; paths in it are seen from this folder.
+  runfile=$work/on-backends.yaml
+  sed 's|- ~/\.mecha/components$|- ./backends|' "$here/dapr.yaml" >"$runfile"
+  say "The apps stay as they are; this is all that changes in dapr.yaml:"
+  { diff "$here/dapr.yaml" "$runfile" || true; } | sed -n 's/^\([<>]\)/  \1/p'
+  from=(- "$runfile")
+  own=(--resources-path "$here/backends")
+  cd "$here"
+fi
 say "Starting the shop: checkout and shipping (JavaScript), inventory (Python), each with its own sidecar ..."
-start "$log" "$mecha" run -f "$here"
+start "${from[1]}" "$log" "$mecha" run -f "${from[0]}"
 shop=$started
 
 # The customer is an app like the others; it waits until the shop is open.
-start "$work/log/customer.log" "$mecha" run --app-id customer -- node "$here/customer/main.js"
+start /dev/null "$work/log/customer.log" "$mecha" run --app-id customer "${own[@]}" -- node "$here/customer/main.js"
 customer=$started
 while kill -0 "$customer" 2>/dev/null; do
   # Without one of its apps the shop serves nobody, so waiting for the customer would be in vain.
@@ -222,4 +282,6 @@ closed=0
 stop "$shop" || closed=$?
 shop=
 [ "$closed" -eq 0 ] || fail "the shop did not close as it should (status $closed); its log is $log"
+stop_servers || fail "the servers did not end as they should; see $work/log/servers.log"
+servers=
 say "The shop is closed; nothing of it is left running. Its log is $log."

@@ -23,6 +23,8 @@ use crate::context::{Context, Health, Key, take};
 const ASK: Duration = Duration::from_secs(2);
 /// Pause before that.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// How often what a moment heals may fail before it is worth a line in the log.
+const USUAL_TRIES: u32 = 15;
 
 /// How many partitions each topic had when the subscription began.
 pub(crate) type Layout = HashMap<Arc<str>, i32>;
@@ -121,23 +123,30 @@ impl Asker {
 
     /// Asks until there is an answer; `None` when aborted.
     fn ask<T>(&self, what: &str, question: impl Fn() -> Result<T, KafkaError>) -> Option<T> {
+        let mut tries = 0_u32;
         loop {
             if self.abort.load(Ordering::SeqCst) || self.consumer.assignment_lost() {
                 return None;
             }
-            match question() {
-                Ok(answer) => {
-                    return Some(answer);
-                }
-                Err(e) => match e.rdkafka_error_code() {
-                    // Expected for a moment: the topic is being created, the coordinator chosen.
-                    Some(Code::LeaderNotAvailable | Code::WaitingForCoordinator | Code::NotCoordinator) => {}
-                    code => self.health.note(code.unwrap_or(Code::Unknown), &format!("cannot {what}")),
-                },
+            let code = match question() {
+                Ok(answer) => return Some(answer),
+                Err(e) => e.rdkafka_error_code().unwrap_or(Code::Unknown),
+            };
+            tries = tries.saturating_add(1);
+            if tries > USUAL_TRIES || !is_usual(code) {
+                self.health.note(code, &format!("cannot {what}"));
             }
             std::thread::sleep(ASK_AGAIN);
         }
     }
+}
+
+/// Expected for a moment: the topic is being created, the coordinator chosen.
+fn is_usual(code: Code) -> bool {
+    matches!(
+        code,
+        Code::LeaderNotAvailable | Code::UnknownTopicOrPartition | Code::WaitingForCoordinator | Code::NotCoordinator
+    )
 }
 
 fn list_of(keys: &[Key]) -> TopicPartitionList {

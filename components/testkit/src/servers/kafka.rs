@@ -53,6 +53,7 @@ controller.quorum.election.timeout.ms=500
 controller.quorum.election.backoff.max.ms=500
 controller.quorum.fetch.timeout.ms=1000
 log.index.size.max.bytes=1048576
+message.max.bytes=8388608
 ";
 
 /// What kind of broker to start.
