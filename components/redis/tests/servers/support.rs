@@ -10,7 +10,7 @@ use mecha_components_api::{
 };
 
 /// Longest wait for something that a test expects; a test that passes never waits for it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn build<C: ?Sized + 'static>(list: &[Registration<C>], kind: &str, pairs: &[(&str, &str)]) -> Result<Arc<C>> {
     let md: Metadata = pairs.iter().copied().collect();

@@ -150,6 +150,8 @@ impl Postgres {
         let data = self.data().to_string_lossy().into_owned();
         words.extend(["-D", &data, "-p", &port, "-c", "listen_addresses=127.0.0.1"].map(str::to_owned));
         words.extend(["-c".to_owned(), format!("unix_socket_directories={dir}")]);
+        // In the folder, where a killed server leaves nothing behind.
+        words.extend(["-c", "dynamic_shared_memory_type=mmap"].map(str::to_owned));
         if !self.options.durable {
             words.extend(
                 ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"].map(str::to_owned),
@@ -338,6 +340,12 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         self.kill();
+        // What a killed server leaves in the kernel is for its next start; there is none.
+        let pid = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+        let segment = pid.lines().nth(6).and_then(|line| line.split_whitespace().nth(1));
+        if let Some(id) = segment {
+            let _ = Command::new("ipcrm").args(["-m", id]).output();
+        }
     }
 }
 
