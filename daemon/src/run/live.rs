@@ -319,7 +319,9 @@ async fn drive(
                     return ExitCode::FAILURE;
                 }
                 Ok(ShutdownRequest::Failed) => Cause::Failure,
-                _ => Cause::Api,
+                // Its runtime was replaced and is gone: the next one's requests count.
+                Err(_) => continue,
+                Ok(_) => Cause::Api,
             }
         };
         reloads.end().await;
