@@ -207,3 +207,7 @@ impl ConfigurationApi {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "configuration_tests.rs"]
+mod tests;
