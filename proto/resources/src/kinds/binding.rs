@@ -118,20 +118,20 @@ pub struct CapabilityBindingSpec {
 /// What an agent reports for one claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
-#[serde(default)]
 pub struct BindingEntryStatus {
     /// The claim.
     pub claim: String,
     /// Whether all sidecars have it.
+    #[serde(default)]
     pub ready: bool,
     /// Sidecars that have it, of all in scope.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub sidecars: String,
     /// How far a move has come, in words.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub swap: String,
     /// What is wrong.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
 }
 

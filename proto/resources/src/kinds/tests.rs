@@ -212,6 +212,10 @@ mod crds {
                 for key in ["$ref", "oneOf", "anyOf", "allOf", "default", "title", "$defs", "const"] {
                     assert!(schema.get(key).is_none(), "{name}{path} has {key}");
                 }
+                for key in schema["x-kubernetes-list-map-keys"].as_array().into_iter().flatten() {
+                    let required = schema["items"]["required"].as_array();
+                    assert!(required.is_some_and(|r| r.contains(key)), "{name}{path}: the key {key} must be required");
+                }
                 if path.starts_with(".spec") && schema["type"] == "array" {
                     assert!(schema["maxItems"].is_number(), "{name}{path}");
                 }
