@@ -2,6 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mecha_proto::Any;
+use mecha_proto::common::{InvokeRequest, InvokeResponse};
+use mecha_proto::internals::InternalInvokeRequest;
+use mecha_proto::internals::service_invocation_client::ServiceInvocationClient;
 use mecha_tests::{Answer, GrpcApp, Http, HttpApp, Item, Sidecar, component};
 use serde_json::json;
 
@@ -150,7 +154,8 @@ async fn verbs_can_be_left_out() {
 
 #[tokio::test]
 async fn grpc_calls_are_counted_by_method() {
-    let app = GrpcApp::builder().on_invoke(|_| Ok(mecha_proto::common::InvokeResponse::default())).start().await;
+    let answer = || InvokeResponse { data: Some(Any::plain("x".repeat(1000))), ..InvokeResponse::default() };
+    let app = GrpcApp::builder().on_invoke(move |_| Ok(answer())).start().await;
     let sidecar = Sidecar::builder().app_id("me").grpc_app(&app).component(memory_store("store")).start().await;
     let [_, grpc] = sidecar.apis().await;
     grpc.save("store", &[Item::new("k", "1")]).await.unwrap();
@@ -163,6 +168,28 @@ async fn grpc_calls_are_counted_by_method() {
     }
     let labels = [("grpc_client_method", "/dapr.proto.runtime.v1.AppCallback/OnInvoke"), ("grpc_client_status", "OK")];
     wait_series(&sidecar, "dapr_grpc_io_client_completed_rpcs", &labels, 1.0).await;
+    // The size of the messages, which the app answers 1000 bytes with.
+    for (name, at_least) in [("sent", 1.0), ("received", 1000.0)] {
+        let name = format!("dapr_grpc_io_client_{name}_bytes_per_rpc_sum");
+        wait_series(&sidecar, &name, &labels[..1], at_least).await;
+    }
+}
+
+#[tokio::test]
+async fn unary_calls_of_peers_are_counted() {
+    let app = GrpcApp::builder().on_invoke(|_| Ok(InvokeResponse::default())).start().await;
+    let sidecar = Sidecar::builder().app_id("me").grpc_app(&app).start().await;
+    let mut peer = ServiceInvocationClient::new(sidecar.internal_channel().await);
+    let request = InternalInvokeRequest {
+        ver: 1,
+        message: Some(InvokeRequest { method: "x".to_owned(), ..InvokeRequest::default() }),
+        ..InternalInvokeRequest::default()
+    };
+    peer.call_local(request).await.unwrap();
+    let method = [("grpc_server_method", "/dapr.proto.internals.v1.ServiceInvocation/CallLocal")];
+    wait_series(&sidecar, "dapr_grpc_io_server_received_bytes_per_rpc_sum", &method, 1.0).await;
+    let labels = [method[0], ("grpc_server_status", "OK")];
+    wait_series(&sidecar, "dapr_grpc_io_server_completed_rpcs", &labels, 1.0).await;
 }
 
 #[tokio::test]

@@ -99,6 +99,7 @@ async fn a_target_is_needed_and_must_be_known() {
     let status = EchoClient::new(channel.clone()).say("x").await.unwrap_err();
     assert_eq!(status.code(), Code::Unknown, "{status:?}");
     assert_eq!(status.message(), "cannot proxy request: missing dapr-callee-app-id or dapr-app-id metadata");
+    assert!(!status.metadata().keys().any(|key| format!("{key:?}").contains("mecha")), "{status:?}");
     let status = EchoClient::new(channel).with("dapr-app-id", "nobody").say("x").await.unwrap_err();
     assert_eq!(status.code(), Code::Unknown, "{status:?}");
     assert!(status.message().contains("no host found with the given ID"), "{status:?}");

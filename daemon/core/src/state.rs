@@ -313,7 +313,9 @@ impl StateApi {
                 TxOp::Upsert(item) => (&item.key, ttl(&item.metadata).map_err(|e| wrap(&e))?),
                 TxOp::Delete(item) => (&item.key, None),
             };
-            keys.push((encode(&h, store, key)?, ttl));
+            // The HTTP API names no field here, and clients know it so.
+            let field = if cx.front == Front::Http { "" } else { key };
+            keys.push((encode_field(&h, store, key, field)?, ttl));
         }
         let batch: Vec<TransactOp<'_>> = ops
             .iter()
@@ -379,10 +381,15 @@ pub fn unknown_operation(name: &str) -> ApiError {
 }
 
 fn encode(h: &StateHandle, store: &str, key: &str) -> Result<String, ApiError> {
+    encode_field(h, store, key, key)
+}
+
+/// As [`encode`]; `field` is what the error names.
+fn encode_field(h: &StateHandle, store: &str, key: &str, field: &str) -> Result<String, ApiError> {
     h.extra.keys.encode(key).map_err(|message| {
         ApiError::malformed(message.clone())
             .with_http_message(format!("api error: code = InvalidArgument desc = {message}"))
-            .with_detail(Detail::BadRequest { field: key.to_owned(), description: message })
+            .with_detail(Detail::BadRequest { field: field.to_owned(), description: message })
             .with_detail(resource(store, None))
             .with_detail(Detail::ErrorInfo { reason: "DAPR_STATE_ILLEGAL_KEY".into(), metadata: None })
     })

@@ -25,6 +25,7 @@ use mecha_core::invoke::{GrpcAnswer, Invocation, StatusDetail, Verb, full};
 use mecha_core::metrics::{Metrics, RpcExchange};
 use mecha_core::state::SaveItem;
 use mecha_proto::{common, runtime};
+use prost::Message;
 use tonic::client::Grpc;
 use tonic::metadata::{KeyAndValueRef, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -149,31 +150,37 @@ impl GrpcApp {
     }
 
     /// Runs one call behind the gate and counts it.
-    async fn call<T>(
+    async fn call<T: Message>(
         &self,
         method: &'static str,
+        sent: usize,
         call: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<tonic::Response<T>, AppError> {
         let _pass = self.gate.enter().await?;
         let began = Instant::now();
         let result = call.await;
-        let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
-        self.metrics.grpc_called(RpcExchange {
-            method,
-            status: mecha_core::invoke::code_name(code as i32),
-            request_bytes: 0,
-            response_bytes: 0,
-            elapsed: began.elapsed(),
-        });
+        self.count(method, sent, began, result.as_ref().map(|res| res.get_ref().encoded_len()));
         result.map_err(|s| failed(&s))
     }
 
-    async fn setup<T>(
+    /// Counts a call; `answer` holds the size of its message.
+    fn count(&self, method: &'static str, sent: usize, began: Instant, answer: Result<usize, &Status>) {
+        let code = answer.map_or_else(Status::code, |_| Code::Ok);
+        self.metrics.grpc_called(RpcExchange {
+            method,
+            status: mecha_core::invoke::code_name(code as i32),
+            request_bytes: sent as u64,
+            response_bytes: answer.unwrap_or_default() as u64,
+            elapsed: began.elapsed(),
+        });
+    }
+
+    async fn setup<T: Message>(
         &self,
         method: &'static str,
         call: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<tonic::Response<T>, AppError> {
-        match tokio::time::timeout(SETUP_LIMIT, self.call(method, call)).await {
+        match tokio::time::timeout(SETUP_LIMIT, self.call(method, 0, call)).await {
             Ok(result) => result,
             Err(_) => {
                 Err(AppError::transport(Error::timeout(format!("the app did not answer {method} in {SETUP_LIMIT:?}"))))
@@ -246,10 +253,11 @@ impl AppChannel for GrpcApp {
             // Text promised by the content type, and none there: the contract calls for a retry.
             return Ok(AppVerdict::Retry);
         };
+        let sent = message.encoded_len();
         let mut req = self.request(message, &event.trace);
         add_metadata(req.metadata_mut(), event.metadata.iter());
         let mut client = self.callback();
-        match self.call("/dapr.proto.runtime.v1.AppCallback/OnTopicEvent", client.on_topic_event(req)).await {
+        match self.call("/dapr.proto.runtime.v1.AppCallback/OnTopicEvent", sent, client.on_topic_event(req)).await {
             Ok(res) => Ok(verdict(res.into_inner().status)),
             Err(e) if is_unimplemented(&e) => {
                 tracing::error!(
@@ -264,15 +272,16 @@ impl AppChannel for GrpcApp {
 
     async fn bulk_topic_event(&self, event: &BulkTopicEvent) -> Result<Vec<AppVerdict>, AppError> {
         let message = events::topic_event_bulk_request(event);
+        let sent = message.encoded_len();
         let mut client = self.callback();
         let req = self.request(message.clone(), &event.trace);
         let mut result =
-            self.call("/dapr.proto.runtime.v1.AppCallback/OnBulkTopicEvent", client.on_bulk_topic_event(req)).await;
+            self.call("/dapr.proto.runtime.v1.AppCallback/OnBulkTopicEvent", sent, client.on_bulk_topic_event(req)).await;
         if result.as_ref().is_err_and(is_unimplemented) {
             let req = self.request(message, &event.trace);
             let mut client = self.alpha();
             let method = "/dapr.proto.runtime.v1.AppCallbackAlpha/OnBulkTopicEventAlpha1";
-            result = self.call(method, client.on_bulk_topic_event_alpha1(req)).await;
+            result = self.call(method, sent, client.on_bulk_topic_event_alpha1(req)).await;
         }
         let statuses = match result {
             Ok(res) => res.into_inner().statuses,
@@ -286,7 +295,7 @@ impl AppChannel for GrpcApp {
     async fn takes_binding(&self, name: &str, _route: &str, limit: Duration) -> Result<bool, AppError> {
         let req = self.request((), &TraceHeaders::default());
         let mut client = self.callback();
-        let call = self.call("/dapr.proto.runtime.v1.AppCallback/ListInputBindings", client.list_input_bindings(req));
+        let call = self.call("/dapr.proto.runtime.v1.AppCallback/ListInputBindings", 0, client.list_input_bindings(req));
         match tokio::time::timeout(limit, call).await {
             Ok(Ok(res)) => Ok(res.into_inner().bindings.iter().any(|b| b == name)),
             Ok(Err(e)) if is_unimplemented(&e) => Ok(false),
@@ -309,9 +318,10 @@ impl AppChannel for GrpcApp {
             data: event.data.clone(),
             metadata: event.metadata.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
         };
+        let sent = message.encoded_len();
         let req = self.request(message, trace);
         let mut client = self.callback();
-        let res = self.call("/dapr.proto.runtime.v1.AppCallback/OnBindingEvent", client.on_binding_event(req)).await?;
+        let res = self.call("/dapr.proto.runtime.v1.AppCallback/OnBindingEvent", sent, client.on_binding_event(req)).await?;
         let reply = res.into_inner();
         let parallel = reply.concurrency == runtime::binding_event_response::BindingEventConcurrency::Parallel as i32;
         Ok(BindingReply {
@@ -372,6 +382,7 @@ impl AppChannel for GrpcApp {
             content_type: content_type.and_then(|v| v.to_str().ok().map(str::to_owned)).unwrap_or_default(),
             http_extension: extension(&verb, query),
         };
+        let sent = message.encoded_len();
         let mut req = self.request(message, &TraceHeaders::default());
         for (name, value) in &parts.headers {
             copy_header(req.metadata_mut(), name, value);
@@ -379,14 +390,7 @@ impl AppChannel for GrpcApp {
         let _pass = self.gate.enter().await?;
         let began = Instant::now();
         let result = self.on_invoke(req).await;
-        let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
-        self.metrics.grpc_called(RpcExchange {
-            method: ON_INVOKE,
-            status: mecha_core::invoke::code_name(code as i32),
-            request_bytes: 0,
-            response_bytes: 0,
-            elapsed: began.elapsed(),
-        });
+        self.count(ON_INVOKE, sent, began, result.as_ref().map(|invoked| invoked.message.encoded_len()));
         match result {
             Ok(invoked) => Ok(answer(invoked)),
             Err(status) if std::error::Error::source(&status).is_none() => Ok(error_answer(&status)),
@@ -493,7 +497,7 @@ fn answer(Invoked { headers: before, message, trailers }: Invoked) -> Response<B
 
 /// An error status of the app is its answer.
 fn error_answer(status: &Status) -> Response<Body> {
-    let details = <events::RpcStatus as prost::Message>::decode(status.details()).unwrap_or_default().details;
+    let details = events::RpcStatus::decode(status.details()).unwrap_or_default().details;
     let mut out = Response::new(full(Bytes::new()));
     out.extensions_mut().insert(GrpcAnswer {
         code: status.code() as i32,

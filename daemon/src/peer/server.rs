@@ -10,10 +10,11 @@ use http::{Request, Response};
 use http_body_util::BodyExt;
 use mecha_core::app::{Body, BodyError};
 use mecha_core::invoke::{
-    Call, Caller, GrpcAnswer, Head, Invoke, PeerIdentity, TransportError, Verb, full, grpc_code, headers,
+    Call, Caller, GrpcAnswer, Head, Invoke, PeerIdentity, TransportError, Verb, code_name, full, grpc_code, headers,
 };
+use mecha_core::metrics::RpcExchange;
 use mecha_core::trace::Tracer;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::chunks::{Decoder, Encoder, Ending, RequestBody, malformed};
 use super::client::collect;
@@ -163,12 +164,38 @@ impl PeerServer {
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BodyError>,
     {
+        let began = Instant::now();
+        let mut sizes = (0, 0);
+        let outcome = self.whole(connected, req, &mut sizes).await;
+        let code = outcome.as_ref().err().map_or(grpc_code::OK, |e| e.code);
+        self.invoke.metrics().grpc_served(RpcExchange {
+            method: CALL_LOCAL,
+            status: code_name(code),
+            request_bytes: sizes.0,
+            response_bytes: sizes.1,
+            elapsed: began.elapsed(),
+        });
+        outcome
+    }
+
+    /// Answers a call whose request and answer are one message each; `sizes` gets theirs.
+    async fn whole<B>(
+        &self,
+        connected: &Connected,
+        req: Request<B>,
+        sizes: &mut (u64, u64),
+    ) -> Result<Response<Body>, TransportError>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BodyError>,
+    {
         let (parts, body) = req.into_parts();
         let mut decoder = Decoder::new(body, self.max_message);
         let raw = timeout(HEAD_DEADLINE, std::future::poll_fn(|cx| decoder.poll_raw(cx)))
             .await
             .map_err(|_| TransportError::unsent(grpc_code::DEADLINE_EXCEEDED, "the request did not come"))?;
         let raw = raw.ok_or_else(leading)??;
+        sizes.0 = raw.len() as u64;
         let (mut head, data) = wire::read_request(raw).map_err(malformed)?;
         wire::copy_trace(&parts.headers, &mut head.headers);
         let mut answer = self.inbound(connected, Call { head, body: full(data) }).await?;
@@ -177,6 +204,7 @@ impl PeerServer {
         let data = collect(body, self.max_message).await?;
         let mut message = BytesMut::new();
         wire::put_response(&mut message, parts.status, &parts.headers, grpc.as_ref(), &data, false);
+        sizes.1 = message.len() as u64;
         let mut framed = BytesMut::with_capacity(PREFIX + message.len());
         put_prefix(&mut framed, message.len());
         framed.extend_from_slice(&message);

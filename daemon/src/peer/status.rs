@@ -77,6 +77,11 @@ pub(crate) fn trailers_only(error: &TransportError) -> Response<Body> {
     response
 }
 
+/// Leaves out of an answer to an app what only sidecars tell each other.
+pub(crate) fn for_apps(headers: &mut HeaderMap) {
+    headers.remove(UNPROCESSED);
+}
+
 /// The status in headers or trailers; `None` when there is none.
 pub(crate) fn read(headers: &HeaderMap) -> Option<Result<(), TransportError>> {
     let code = headers.get(GRPC_STATUS)?.to_str().ok().and_then(|c| c.parse().ok()).unwrap_or(grpc_code::UNKNOWN);

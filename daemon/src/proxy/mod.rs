@@ -103,7 +103,11 @@ impl GrpcProxy {
     /// Answers a call. Always an answer: failures are gRPC statuses. Trace headers are
     /// passed on as `req` has them.
     pub async fn handle(&self, side: Side, connected: &Connected, req: Request<Body>) -> Response<Body> {
-        self.forward(side, connected, req).await.unwrap_or_else(|e| status::trailers_only(&e))
+        let mut answer = self.forward(side, connected, req).await.unwrap_or_else(|e| status::trailers_only(&e));
+        if side == Side::Api {
+            status::for_apps(answer.headers_mut());
+        }
+        answer
     }
 
     async fn forward(
