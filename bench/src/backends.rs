@@ -2,7 +2,7 @@
 
 use std::io;
 
-use mecha_testkit::servers::{Postgres, PostgresOptions, Redis};
+use mecha_testkit::servers::{Kafka, Postgres, PostgresOptions, Redis};
 
 use crate::scenario::component;
 
@@ -11,18 +11,26 @@ use crate::scenario::component;
 pub(crate) struct Backends {
     pub(crate) redis: Option<Redis>,
     pub(crate) postgres: Option<Postgres>,
+    pub(crate) kafka: Option<Kafka>,
 }
 
 impl Backends {
     /// Starts what there is. Redis keeps its data in memory; PostgreSQL waits for its disk.
     pub(crate) fn start() -> Self {
-        Self { redis: Redis::start(), postgres: PostgresOptions::new().durable().start() }
+        let postgres = PostgresOptions::new().durable().start();
+        Self { redis: Redis::start(), postgres, kafka: Kafka::start() }
     }
 
     /// Address of the Redis server.
     pub(crate) fn redis_address(&self) -> io::Result<Option<std::net::SocketAddr>> {
         let Some(redis) = &self.redis else { return Ok(None) };
         redis.address().parse().map(Some).map_err(io::Error::other)
+    }
+
+    /// Address of the Kafka broker.
+    pub(crate) fn kafka_address(&self) -> io::Result<Option<std::net::SocketAddr>> {
+        let Some(kafka) = &self.kafka else { return Ok(None) };
+        kafka.address().parse().map(Some).map_err(io::Error::other)
     }
 
     /// Documents of all state stores, by file name; each is named after its file.
@@ -49,6 +57,11 @@ impl Backends {
         ];
         if let Some(redis) = &self.redis {
             out.push(("redis.yaml", component("redis", "pubsub.redis", &[("redisHost", &redis.address())])));
+        }
+        if let Some(kafka) = &self.kafka {
+            let address = kafka.address();
+            let metadata = [("brokers", &*address), ("authType", "none"), ("initialOffset", "oldest")];
+            out.push(("kafka.yaml", component("kafka", "pubsub.kafka", &metadata)));
         }
         out
     }

@@ -86,7 +86,8 @@ fn busy(daemon: &Path, folder: &Path, backends: &Backends) -> io::Result<BTreeSe
         let stores = backends.stores();
         let mut documents = stores.clone();
         if wire == Wire::Http1 {
-            let brokers = backends.brokers().into_iter().filter(|(file, _)| *file != "broker.yaml");
+            let brokers =
+                backends.brokers().into_iter().filter(|(file, _)| ["memory.yaml", "redis.yaml"].contains(file));
             documents.extend(brokers.map(|(file, text)| {
                 // A store of this name is there, too.
                 let name = file.trim_end_matches(".yaml");

@@ -35,6 +35,8 @@ pub(crate) enum Wire {
     Grpc,
     /// Redis commands over one connection that all lines share.
     Redis,
+    /// Events for a Kafka topic, which is the path, through one producer that all lines share.
+    Kafka,
 }
 
 /// The request that is sent again and again.

@@ -69,7 +69,7 @@ pub(crate) fn start_redis_handler(redis: SocketAddr) -> io::Result<Helper> {
 
 fn wire_name(wire: Wire) -> &'static str {
     match wire {
-        Wire::Http1 | Wire::Redis => "http1",
+        Wire::Http1 | Wire::Redis | Wire::Kafka => "http1",
         Wire::Grpc => "grpc",
     }
 }

@@ -50,7 +50,7 @@ const CALLS: u64 = 200;
 const CORE_GET: f64 = 2.5;
 const HTTP_GET: f64 = 5.5;
 const HTTP_SET: f64 = 18.5;
-const INVOKE_HOP: f64 = 98.5;
+const INVOKE_HOP: f64 = 82.5;
 
 /// Bytes of the future a call is held in while it waits.
 const CORE_GET_FUTURE: usize = 1024;

@@ -1,6 +1,7 @@
 //! Connections, and one request on one of them.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, TE};
@@ -9,11 +10,15 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rdkafka::ClientConfig;
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use redis::aio::MultiplexedConnection;
 use tokio::net::TcpStream;
 
 use super::{STREAMS_PER_CONNECTION, Shot, Wire};
 
+/// Time for a place in the producer's queue.
+const QUEUE_LIMIT: Duration = Duration::from_secs(5);
 /// Characters of an unexpected answer that are shown.
 const MOST_TEXT: usize = 300;
 
@@ -29,6 +34,7 @@ enum Sender {
     Http1(http1::SendRequest<Full<Bytes>>),
     Http2(http2::SendRequest<Full<Bytes>>),
     Redis(MultiplexedConnection),
+    Kafka(FutureProducer),
 }
 
 /// Opens as many lines as requests may be under way.
@@ -47,16 +53,16 @@ pub(super) async fn open(shot: &Shot, lines: usize) -> io::Result<Vec<Line>> {
                     _ => connect(shot).await?,
                 }
             }
-            Wire::Redis => match &shared {
-                Some(Sender::Redis(connection)) => Sender::Redis(connection.clone()),
-                _ => {
-                    let sender = connect(shot).await?;
-                    if let Sender::Redis(connection) = &sender {
-                        shared = Some(Sender::Redis(connection.clone()));
-                    }
-                    sender
+            Wire::Redis | Wire::Kafka => {
+                if shared.is_none() {
+                    shared = Some(connect(shot).await?);
                 }
-            },
+                match &shared {
+                    Some(Sender::Redis(connection)) => Sender::Redis(connection.clone()),
+                    Some(Sender::Kafka(producer)) => Sender::Kafka(producer.clone()),
+                    _ => connect(shot).await?,
+                }
+            }
         };
         out.push(Line { shot: shot.clone(), uri: uri(shot)?, headers: headers(shot)?, sender });
     }
@@ -65,7 +71,7 @@ pub(super) async fn open(shot: &Shot, lines: usize) -> io::Result<Vec<Line>> {
 
 fn uri(shot: &Shot) -> io::Result<Uri> {
     let text = match shot.wire {
-        Wire::Http1 | Wire::Redis => shot.path.clone(),
+        Wire::Http1 | Wire::Redis | Wire::Kafka => shot.path.clone(),
         Wire::Grpc => format!("http://{}{}", shot.to, shot.path),
     };
     text.parse().map_err(io::Error::other)
@@ -81,7 +87,7 @@ fn headers(shot: &Shot) -> io::Result<HeaderMap> {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.insert(TE, HeaderValue::from_static("trailers"));
         }
-        Wire::Redis => {}
+        Wire::Redis | Wire::Kafka => {}
     }
     Ok(headers)
 }
@@ -91,11 +97,14 @@ async fn connect(shot: &Shot) -> io::Result<Sender> {
         let client = redis::Client::open(format!("redis://{}", shot.to)).map_err(io::Error::other)?;
         return Ok(Sender::Redis(client.get_multiplexed_async_connection().await.map_err(io::Error::other)?));
     }
+    if shot.wire == Wire::Kafka {
+        return producer(shot).map(Sender::Kafka);
+    }
     let stream = TcpStream::connect(shot.to).await?;
     stream.set_nodelay(true)?;
     let io = TokioIo::new(stream);
     match shot.wire {
-        Wire::Http1 | Wire::Redis => {
+        Wire::Http1 | Wire::Redis | Wire::Kafka => {
             let (sender, connection) = http1::handshake(io).await.map_err(io::Error::other)?;
             tokio::spawn(connection);
             Ok(Sender::Http1(sender))
@@ -132,13 +141,16 @@ impl Line {
             Sender::Http1(sender) => sender.is_closed(),
             Sender::Http2(sender) => sender.is_closed(),
             // It connects again by itself or fails for good.
-            Sender::Redis(_) => false,
+            Sender::Redis(_) | Sender::Kafka(_) => false,
         }
     }
 
     async fn exchange(&mut self) -> Result<(), String> {
         if let Sender::Redis(connection) = &mut self.sender {
             return command(connection, &self.shot).await;
+        }
+        if let Sender::Kafka(producer) = &self.sender {
+            return publish(producer, &self.shot).await;
         }
         let mut req = Request::new(Full::new(self.shot.body.clone()));
         *req.method_mut() = self.shot.method.clone();
@@ -154,7 +166,7 @@ impl Line {
                 sender.ready().await.map_err(|e| e.to_string())?;
                 sender.send_request(req).await
             }
-            Sender::Redis(_) => return Err("a Redis connection takes no HTTP".to_owned()),
+            Sender::Redis(_) | Sender::Kafka(_) => return Err("no connection for HTTP".to_owned()),
         };
         self.judge(res.map_err(|e| e.to_string())?).await
     }
@@ -193,6 +205,23 @@ impl Line {
         }
         Ok(())
     }
+}
+
+/// A producer as the sidecar has one: every event on all replicas, none twice, none waits for more.
+fn producer(shot: &Shot) -> io::Result<FutureProducer> {
+    ClientConfig::new()
+        .set("bootstrap.servers", shot.to.to_string())
+        .set("socket.nagle.disable", "true")
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("linger.ms", "0")
+        .create()
+        .map_err(io::Error::other)
+}
+
+async fn publish(producer: &FutureProducer, shot: &Shot) -> Result<(), String> {
+    let record = FutureRecord::<(), [u8]>::to(&shot.path).payload(&shot.body[..]);
+    producer.send(record, QUEUE_LIMIT).await.map(|_| ()).map_err(|(e, _)| e.to_string())
 }
 
 /// Runs the commands of a shot, together in a transaction when there are several.

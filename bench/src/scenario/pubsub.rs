@@ -13,9 +13,9 @@ use serde::Serialize;
 use super::{Contest, Effort, Kind, Path, contest, median};
 use crate::backends::Backends;
 use crate::load::{self, Load, Pace, Shot, Wire};
-use crate::process::cpu_seconds;
+use crate::process::{cpu_seconds, wait_until};
 use crate::serve::{DELIVER, DELIVER_BULK, DELIVERED, start_app};
-use crate::sidecar::{Binary, Setup, Sidecar, get};
+use crate::sidecar::{Binary, Setup, Sidecar, get, request};
 
 /// Events of one bulk publish.
 const BULK: usize = 100;
@@ -25,6 +25,8 @@ const CONNECTIONS: usize = 16;
 const UNREAD: &str = "unread";
 /// Nothing more is on its way when nothing came for this long.
 const QUIET: Duration = Duration::from_secs(1);
+/// Time for a subscription to be in place.
+const ATTACH: Duration = Duration::from_secs(60);
 /// Time for a backlog to drain.
 const DRAIN: Duration = Duration::from_secs(300);
 
@@ -80,6 +82,7 @@ pub(crate) fn run(
         for _ in 0..effort.rounds {
             for (at, binary) in binaries.iter().enumerate() {
                 let sidecar = binary.start(folder, &setup)?;
+                attached(&sidecar, broker, app.address)?;
                 for (nr, way) in WAYS.iter().enumerate() {
                     eprintln!("{}, {broker}, saturation, {}", way.title, binary.name);
                     let (to, topic) = (sidecar.http, way.topic);
@@ -142,6 +145,11 @@ fn publishing(
     if let (Some(address), "redis") = (backends.redis_address()?, broker) {
         kind = Kind::Client;
         paths.push(Path { name: "direct client".to_owned(), shot: added(address), pids: Vec::new() });
+    } else if let (Some(to), "kafka") = (backends.kafka_address()?, broker) {
+        kind = Kind::Client;
+        let shot =
+            Shot { wire: Wire::Kafka, path: "bench-direct".to_owned(), body: envelope(), ..single_shot(to, "", "") };
+        paths.push(Path { name: "direct client".to_owned(), shot, pids: Vec::new() });
     } else {
         let shot =
             Shot { expect: StatusCode::OK, path: DELIVER.to_owned(), ..single_shot(bare.address, broker, UNREAD) };
@@ -155,6 +163,21 @@ fn publishing(
         .into_iter()
         .map(|pace| contest(&format!("publish, {broker}"), kind, pace, CONNECTIONS, &paths, effort))
         .collect()
+}
+
+/// Waits until the subscriptions of the app deliver.
+fn attached(sidecar: &Sidecar, broker: &str, app: SocketAddr) -> io::Result<()> {
+    for topic in ["single", "bulk"] {
+        let before = delivered(app)?;
+        let event = String::from_utf8_lossy(&event()).into_owned();
+        let path = format!("/v1.0/publish/{broker}/{topic}");
+        let (status, text) = request(sidecar.http, "POST", &path, &event)?;
+        if status != 204 {
+            return Err(io::Error::other(format!("the first event for {broker}: {status} {text}")));
+        }
+        wait_until(ATTACH, "the first delivery", || Ok(delivered(app)? > before))?;
+    }
+    settle(app, 0)
 }
 
 /// Events a second, CPU microseconds per event, failed publishes.
@@ -242,9 +265,13 @@ fn bulk_shot(to: SocketAddr, broker: &str, topic: &str) -> Shot {
 fn added(to: SocketAddr) -> Shot {
     let words = ["XADD", "bench-direct-stream", "MAXLEN", "~", "10000", "*", "data"];
     let mut command: Vec<Bytes> = words.iter().map(|w| Bytes::from_static(w.as_bytes())).collect();
-    // An event leaves the sidecar in its envelope, about this long.
-    command.push(Bytes::from(vec![b'x'; 420]));
+    command.push(envelope());
     Shot { wire: Wire::Redis, commands: vec![command], ..single_shot(to, "", "") }
+}
+
+/// As many bytes as an event has in its envelope.
+fn envelope() -> Bytes {
+    Bytes::from(vec![b'x'; 420])
 }
 
 fn event() -> Bytes {

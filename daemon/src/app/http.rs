@@ -16,6 +16,7 @@ use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -28,10 +29,10 @@ use mecha_core::app::{
 };
 use mecha_core::metrics::{HttpExchange, Metrics};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use pin_project_lite::pin_project;
 use serde_json::json;
 
 use super::gate::{Gate, Pass};
+use super::kept::{CallError, Kept, Lent};
 use super::{AppTarget, answers, insecure_tls};
 use crate::edge;
 use crate::token::TOKEN_HEADER;
@@ -47,7 +48,7 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 
 /// An app that speaks HTTP.
 pub(super) struct HttpApp {
-    client: Client<HttpsConnector<HttpConnector>, Body>,
+    way: Way,
     protocol: AppProtocol,
     scheme: Scheme,
     authority: Authority,
@@ -64,6 +65,13 @@ impl fmt::Debug for HttpApp {
     }
 }
 
+/// How requests get to the app.
+enum Way {
+    Plain(Arc<Kept>),
+    /// TLS or HTTP/2.
+    Other(Box<Client<HttpsConnector<HttpConnector>, Body>>),
+}
+
 /// A complete answer.
 struct Whole {
     status: StatusCode,
@@ -72,21 +80,13 @@ struct Whole {
 
 impl HttpApp {
     pub(super) fn new(target: &AppTarget, gate: Arc<Gate>, metrics: Arc<Metrics>) -> Result<Self, String> {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(DIAL_LIMIT));
-        let tls = HttpsConnectorBuilder::new().with_tls_config(insecure_tls::config()?).https_or_http();
-        let https = match target.protocol {
-            AppProtocol::H2c => tls.enable_http2().wrap_connector(tcp),
-            _ => tls.enable_http1().wrap_connector(tcp),
+        let way = if target.protocol == AppProtocol::Http {
+            let header = HeaderValue::from_str(&target.authority()).map_err(|e| e.to_string())?;
+            let host = target.host.trim_start_matches('[').trim_end_matches(']').to_owned();
+            Way::Plain(Kept::new(host, target.port, header, DIAL_LIMIT, POOL_IDLE))
+        } else {
+            Way::Other(Box::new(client(target)?))
         };
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .http2_only(target.protocol == AppProtocol::H2c)
-            .build(https);
         let token = match target.token.as_deref().filter(|t| !t.is_empty()) {
             Some(token) => {
                 let mut value =
@@ -97,7 +97,7 @@ impl HttpApp {
             None => None,
         };
         Ok(Self {
-            client,
+            way,
             protocol: target.protocol,
             scheme: if target.protocol.is_tls() { Scheme::HTTPS } else { Scheme::HTTP },
             authority: target.authority().parse().map_err(|e| format!("the app's address is not valid: {e}"))?,
@@ -113,12 +113,6 @@ impl HttpApp {
     async fn send(&self, mut req: Request<Body>) -> Result<Response<Body>, AppError> {
         let pass = self.gate.enter().await?;
         let path = req.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let shown = path.path().to_owned();
-        let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(self.scheme.clone());
-        uri.authority = Some(self.authority.clone());
-        uri.path_and_query = Some(path);
-        *req.uri_mut() = Uri::from_parts(uri).map_err(|e| unsendable(&e))?;
         // The host of the app, not the one its caller spoke to.
         req.headers_mut().remove(HOST);
         if let Some(token) = &self.token {
@@ -127,22 +121,46 @@ impl HttpApp {
         let method = req.method().clone();
         let request_bytes = req.body().size_hint().lower();
         let began = Instant::now();
-        let sent = self.client.request(req).await;
+        let sent = self.exchange(req, path.clone()).await;
         let status = sent.as_ref().map_or(0, |res| res.status().as_u16());
         self.metrics.http_called(HttpExchange {
             method: method.as_str(),
-            path: &shown,
+            path: path.path(),
             status,
             request_bytes,
             response_bytes: sent.as_ref().ok().and_then(|res| res.body().size_hint().exact()).unwrap_or(0),
             elapsed: began.elapsed(),
         });
-        let res = sent.map_err(|e| {
-            // A failed dial sent nothing; anything later may have reached the app.
-            let retry = if e.is_connect() { Retry::Always } else { Retry::IfIdempotent };
+        Ok(sent?.map(|mut body| {
+            body.pass = Some(pass);
+            Body::new(body)
+        }))
+    }
+
+    async fn exchange(&self, mut req: Request<Body>, path: PathAndQuery) -> Result<Response<Held>, AppError> {
+        // A failed dial sent nothing; anything later may have reached the app.
+        let failed = |dial: bool, e: BodyError| {
+            let retry = if dial { Retry::Always } else { Retry::IfIdempotent };
             AppError::transport(Error::unavailable("error invoking app").with_retry(retry).with_source(e))
-        })?;
-        Ok(res.map(|body| Body::new(Held { inner: body, pass: Some(pass) })))
+        };
+        match &self.way {
+            Way::Plain(kept) => {
+                *req.uri_mut() = Uri::from(path);
+                let sent = kept.request(req).await;
+                let (res, lent) = sent.map_err(|e| failed(matches!(e, CallError::Dial(_)), e.into()))?;
+                Ok(res.map(|inner| Held { inner, pass: None, lent: Some(lent) }))
+            }
+            Way::Other(client) => {
+                let mut uri = http::uri::Parts::default();
+                uri.scheme = Some(self.scheme.clone());
+                uri.authority = Some(self.authority.clone());
+                uri.path_and_query = Some(path);
+                *req.uri_mut() = Uri::from_parts(uri).map_err(|e| unsendable(&e))?;
+                let sent = client.request(req).await;
+                let res = sent.map_err(|e| failed(e.is_connect(), e.into()))?;
+                Ok(res.map(|inner| Held { inner, pass: None, lent: None }))
+            }
+        }
     }
 
     /// A call of the sidecar itself, whose answer is read as a whole.
@@ -169,6 +187,24 @@ impl HttpApp {
             Err(_) => Err(AppError::transport(Error::timeout(format!("the app did not answer {path} in {limit:?}")))),
         }
     }
+}
+
+fn client(target: &AppTarget) -> Result<Client<HttpsConnector<HttpConnector>, Body>, String> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(DIAL_LIMIT));
+    let tls = HttpsConnectorBuilder::new().with_tls_config(insecure_tls::config()?).https_or_http();
+    let https = match target.protocol {
+        AppProtocol::H2c => tls.enable_http2().wrap_connector(tcp),
+        _ => tls.enable_http1().wrap_connector(tcp),
+    };
+    Ok(Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .timer(TokioTimer::new())
+        .pool_idle_timeout(POOL_IDLE)
+        .http2_only(target.protocol == AppProtocol::H2c)
+        .build(https))
 }
 
 fn unsendable(e: &dyn fmt::Display) -> AppError {
@@ -360,18 +396,17 @@ impl AppChannel for HttpApp {
 
     async fn probe(&self, path: &str, limit: Duration) -> Result<(), AppError> {
         let began = Instant::now();
-        let mut req = Request::new(Body::new(http_body_util::Empty::new().map_err(|never| match never {})));
-        let uri = format!("{}://{}{}", self.scheme, self.authority, rooted(path));
-        *req.uri_mut() = uri.parse().map_err(|e| unsendable(&e))?;
+        let req = Request::new(Body::new(http_body_util::Empty::new().map_err(|never| match never {})));
+        let path: PathAndQuery = rooted(path).parse().map_err(|e| unsendable(&e))?;
         // Neither traced nor counted against the concurrency limit.
-        let answer = tokio::time::timeout(limit, self.client.request(req)).await;
+        let answer = tokio::time::timeout(limit, self.exchange(req, path)).await;
         let status = answer.as_ref().ok().and_then(|a| a.as_ref().ok()).map_or(0, |a| a.status().as_u16());
         self.metrics.http_probed(status, began.elapsed());
         match answer {
             Ok(Ok(res)) if res.status().is_success() => Ok(()),
             Ok(Ok(res)) => Err(status_error(res.status(), "probing the app's health")),
             Ok(Err(e)) => {
-                Err(AppError::transport(Error::unavailable("probing the app's health failed").with_source(e)))
+                Err(AppError::transport(Error::unavailable("probing the app's health failed").with_source(e.error)))
             }
             Err(_) => Err(AppError::transport(Error::timeout(format!("the app's health did not answer in {limit:?}")))),
         }
@@ -421,28 +456,44 @@ fn bulk_body(event: &BulkTopicEvent) -> Bytes {
     out.into()
 }
 
-pin_project! {
-    /// An answer's body that keeps its place at the gate until it is read or dropped.
-    struct Held<B> {
-        #[pin]
-        inner: B,
-        pass: Option<Pass>,
+/// An answer's body. It keeps its place at the gate until it is read or dropped, and gives its
+/// connection back once it is read.
+struct Held {
+    inner: Incoming,
+    pass: Option<Pass>,
+    lent: Option<Lent>,
+}
+
+impl Held {
+    fn over(&mut self, whole: bool) {
+        self.pass.take();
+        if let Some(lent) = self.lent.take()
+            && whole
+        {
+            lent.done();
+        }
     }
 }
 
-impl<B> http_body::Body for Held<B>
-where
-    B: http_body::Body<Data = Bytes>,
-    B::Error: Into<BodyError>,
-{
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Nobody asks for the end of a body whose length is known.
+        let whole = self.inner.is_end_stream();
+        self.over(whole);
+    }
+}
+
+impl http_body::Body for Held {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.project();
-        let polled = this.inner.poll_frame(cx);
-        if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
-            this.pass.take();
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.inner).poll_frame(cx);
+        match &polled {
+            Poll::Ready(None) => this.over(true),
+            Poll::Ready(Some(Err(_))) => this.over(false),
+            _ => {}
         }
         polled.map_err(Into::into)
     }

@@ -9,6 +9,7 @@ mod grpc;
 mod health;
 mod http;
 mod insecure_tls;
+mod kept;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

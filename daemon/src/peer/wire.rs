@@ -354,18 +354,28 @@ fn read_header(entry: Bytes, headers: &mut HeaderMap, is_grpc: &mut bool) -> Res
         None => HeaderName::from_bytes(&key),
     };
     let Ok(name) = name else { return Ok(()) };
+    // Most names have one value, and the last value needs no copy of the name.
+    let mut last = None;
     fields(list, |field, value| {
         if field == 1 && headers.len() < MAX_HEADERS {
             let value = value.bytes()?;
             if name == CONTENT_TYPE && lower && value.starts_with(b"application/grpc") {
                 *is_grpc = true;
             }
-            if let Ok(value) = HeaderValue::from_maybe_shared(value) {
-                headers.append(&name, value);
+            if let Ok(value) = HeaderValue::from_maybe_shared(value)
+                && let Some(before) = last.replace(value)
+            {
+                headers.append(&name, before);
             }
         }
         Ok(())
-    })
+    })?;
+    if let Some(value) = last
+        && headers.len() < MAX_HEADERS
+    {
+        headers.append(name, value);
+    }
+    Ok(())
 }
 
 /// A payload.
