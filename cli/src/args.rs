@@ -1,5 +1,6 @@
 //! The command line. Flags that the Dapr CLI has keep its names and short forms.
 
+use crate::commands::{DevArgs, ExplainArgs, PlanArgs};
 use crate::output::Format;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
@@ -39,6 +40,9 @@ pub(crate) enum Command {
     Components(ComponentsArgs),
     Metadata(MetadataArgs),
     Swap(SwapArgs),
+    Dev(DevArgs),
+    Plan(PlanArgs),
+    Explain(ExplainArgs),
     Lint(LintArgs),
     Doctor(DoctorArgs),
     Version(VersionArgs),
@@ -87,6 +91,9 @@ pub(crate) struct RunArgs {
     #[arg(long, short = 'd', alias = "components-path", value_name = "DIR", value_delimiter = ',',
         value_hint = ValueHint::DirPath)]
     pub(crate) resources_path: Vec<PathBuf>,
+    /// Environment whose documents `mecha dev` decides; takes the place of the default resources
+    #[arg(long, value_name = "NAME", conflicts_with = "run_file")]
+    pub(crate) environment: Option<String>,
     /// Configuration file
     #[arg(long, short = 'c', value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,

@@ -9,6 +9,8 @@ pub(crate) const OK: u8 = 0;
 pub(crate) const FAILURE: u8 = 1;
 /// Exit status of a command that was called wrongly; clap uses the same number.
 pub(crate) const USAGE: u8 = 2;
+/// Exit status of a dry run that found something to change.
+pub(crate) const CHANGES: u8 = 3;
 
 /// Result of everything in this crate that can fail in front of the user.
 pub(crate) type Result<T, E = CliError> = std::result::Result<T, E>;

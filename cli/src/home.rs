@@ -55,6 +55,11 @@ impl Home {
         self.root.join("data")
     }
 
+    /// Documents that `mecha dev` has decided, by environment.
+    pub(crate) fn environments(&self) -> PathBuf {
+        self.root.join("environments")
+    }
+
     /// One file per running app.
     pub(crate) fn run(&self) -> PathBuf {
         self.root.join("run")

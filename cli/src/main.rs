@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod error;
 mod home;
+mod kinds;
 mod output;
 mod registry;
 mod run;

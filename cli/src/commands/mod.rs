@@ -1,12 +1,15 @@
 //! The commands, one file each.
 
 mod completion;
+mod dev;
 mod doctor;
+mod explain;
 mod invoke;
 mod lint;
 mod list;
 mod logs;
 mod metadata;
+mod plan;
 mod publish;
 mod state;
 mod stop;
@@ -15,6 +18,9 @@ mod target;
 mod upgrade;
 mod version;
 
+pub(crate) use self::dev::DevArgs;
+pub(crate) use self::explain::ExplainArgs;
+pub(crate) use self::plan::PlanArgs;
 use crate::args::{Cli, Command};
 use crate::error::Result;
 
@@ -32,6 +38,9 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<u8> {
         Command::Components(args) => metadata::components(&args).await,
         Command::Metadata(args) => metadata::metadata(&args).await,
         Command::Swap(args) => swap::run(&args).await,
+        Command::Dev(args) => dev::run(&args).await,
+        Command::Plan(args) => plan::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Doctor(args) => doctor::run(&args).await,
         Command::Version(args) => version::run(&args).await,

@@ -4,6 +4,7 @@ use super::console::Destination;
 use crate::args::{OptionalPort, RunArgs, SidecarOptions};
 use crate::error::{CliError, Result};
 use crate::home::{Home, user_home};
+use crate::kinds::deliver::Folder;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,9 @@ impl AppSpec {
         };
         check_app_id(&app_id)?;
         let mut resources = Vec::new();
+        if let Some(name) = &args.environment {
+            resources.push(Folder::resources_of(home, name)?);
+        }
         for path in &args.resources_path {
             resources.push(existing(&folder, path, "--resources-path")?);
         }
