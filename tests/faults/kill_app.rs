@@ -11,8 +11,9 @@ use crate::rounds;
 use crate::table::Row;
 
 /// Events of one life of the app.
-const BETWEEN: usize = 25;
-const PACE: Duration = Duration::from_millis(5);
+const BETWEEN: usize = 15;
+/// Slow enough for a broker that hands out one event after the other.
+const PACE: Duration = Duration::from_millis(150);
 /// Longest wait for what was in flight.
 const REDELIVERY: Duration = Duration::from_secs(60);
 
@@ -70,7 +71,7 @@ async fn run(row: Row, policy: bool) {
         cut_off = app.in_hand();
         // Events go on coming in meanwhile.
         let acked = load.acked();
-        wait_until(DEADLINE, "events while the app is away", || async { load.acked() >= acked + 5 }).await;
+        wait_until(DEADLINE, "events while the app is away", || async { load.acked() >= acked + 4 }).await;
         app.start().await;
     }
     let outcomes = load.finish().await;

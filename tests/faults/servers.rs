@@ -103,9 +103,15 @@ impl Ledger {
         }
     }
 
-    fn fault(&self) {
+    fn fault_begins(&self) {
         if let Self::Events(ledger, _) = self {
-            ledger.fault();
+            ledger.fault_begins();
+        }
+    }
+
+    fn fault_ends(&self) {
+        if let Self::Events(ledger, _) = self {
+            ledger.fault_ends();
         }
     }
 
@@ -168,6 +174,7 @@ pub(crate) async fn run(row: Row) {
             load.wait(&format!("{name}: calls before it"), Instant::now(), |outcome| outcome.error.is_none()).await;
             let report = one(*kind, row, ground.behind(), &ledger, &load, &sidecar).await;
             ledger.flows(&http, &names).await;
+            ledger.fault_ends();
             println!("{name}: {report}; all flows again {:.1?} after it", report.healed.elapsed());
         }
     }
@@ -220,7 +227,7 @@ impl std::fmt::Display for Report {
 async fn one(kind: Break, row: Row, behind: &mut Behind, ledger: &Ledger, load: &Load, sidecar: &Sidecar) -> Report {
     let (seen, lines) = (load.outcomes().len(), sidecar.log().lines().count());
     let began = Instant::now();
-    ledger.fault();
+    ledger.fault_begins();
     kind.begin(behind).await;
     if kind.is_outage() {
         // A call that may have been on its way is not enough, and the second one meets connections that
@@ -228,7 +235,6 @@ async fn one(kind: Break, row: Row, behind: &mut Behind, ledger: &Ledger, load: 
         load.wait(&format!("an error during {kind:?}"), Instant::now(), |outcome| outcome.error.is_some()).await;
         load.wait(&format!("more errors during {kind:?}"), Instant::now(), |outcome| outcome.error.is_some()).await;
     }
-    ledger.fault();
     kind.end(behind).await;
     let healed = Instant::now();
     load.wait(&format!("the recovery from {kind:?}"), healed, |outcome| outcome.error.is_none()).await;

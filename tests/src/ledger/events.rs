@@ -34,14 +34,15 @@ pub struct EventVerdict {
     pub ghosts: Findings,
     /// Deliveries beyond the first of their event.
     pub duplicates: usize,
-    /// Those of them with no fault since the delivery before.
+    /// Those of them with no fault at or since the delivery before.
     pub unexplained: Findings,
 }
 
 #[derive(Debug, Default)]
 struct Book {
     events: BTreeMap<String, Event>,
-    faults: Vec<u64>,
+    /// From when to when something was broken.
+    faults: Vec<(u64, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -79,10 +80,24 @@ impl EventLedger {
         event.handled |= handled;
     }
 
-    /// Something broke: what is in flight now may come again.
+    /// Something broke for a moment: what is in flight now may come again.
     pub fn fault(&self) {
+        self.fault_begins();
+        self.fault_ends();
+    }
+
+    /// Something is broken until [`EventLedger::fault_ends`]: until then, anything may come again.
+    pub fn fault_begins(&self) {
         let tick = self.ticks.next();
-        self.book.lock().faults.push(tick);
+        self.book.lock().faults.push((tick, u64::MAX));
+    }
+
+    /// The fault that began last is over, and its recovery too.
+    pub fn fault_ends(&self) {
+        let tick = self.ticks.next();
+        if let Some((_, end)) = self.book.lock().faults.last_mut() {
+            *end = tick;
+        }
     }
 
     /// Acknowledged publishes so far.
@@ -120,7 +135,7 @@ impl EventLedger {
                 verdict.ghosts.add(id.clone());
             }
             for pair in event.deliveries.windows(2) {
-                if !book.faults.iter().any(|fault| (pair[0]..pair[1]).contains(fault)) {
+                if !book.faults.iter().any(|(begin, end)| *begin < pair[1] && pair[0] < *end) {
                     verdict.unexplained.add(id.clone());
                 }
             }

@@ -221,6 +221,21 @@ fn an_event_that_killed_its_handler_counts_only_once_it_is_handled() {
 }
 
 #[test]
+fn a_fault_explains_what_comes_again_until_it_is_over() {
+    let ledger = EventLedger::new();
+    ledger.acked(ledger.publish("e"));
+    ledger.fault_begins();
+    ledger.delivered("e", true);
+    ledger.delivered("e", true);
+    ledger.fault_ends();
+    ledger.delivered("e", true);
+    assert_eq!(ledger.verdict().unexplained.count, 0);
+    ledger.delivered("e", true);
+    let verdict = ledger.verdict();
+    assert_eq!((verdict.duplicates, verdict.unexplained.count), (3, 1));
+}
+
+#[test]
 fn an_event_from_nowhere_is_told() {
     let ledger = EventLedger::new();
     ledger.delivered("e", true);
