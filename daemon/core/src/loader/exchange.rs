@@ -14,8 +14,9 @@ use crate::store::drain_until;
 use crate::swap::{Drained, Pending};
 
 /// How long the subscriptions of a new instance may take to be in place before the old one
-/// stays, or is left anyway where the mode does not keep it.
-const ATTACH: Duration = Duration::from_secs(5);
+/// stays, or is left anyway where the mode does not keep it. Joining a Kafka group takes three
+/// seconds by the brokers' default, and the old instance serves meanwhile.
+const ATTACH: Duration = Duration::from_secs(15);
 /// How long calls and events in flight on an old instance may go on.
 const GRACE: Duration = Duration::from_secs(30);
 /// The same where the next instance waits for it, and nothing serves meanwhile.
