@@ -138,8 +138,8 @@ impl Feeder<'_> {
             ));
         }
         self.memory = evaluation.memory.clone();
-        for folder in self.folders.values() {
-            folder.remember(&self.memory)?;
+        for (key, folder) in &self.folders {
+            folder.remember(&part_of(&evaluation, key))?;
         }
         let plan = Plan::of(&evaluation);
         if plan.moves.iter().any(|planned| planned.blocked.is_some()) {
@@ -206,6 +206,15 @@ impl Feeder<'_> {
             }
         }
     }
+}
+
+/// What is bound in one environment: another folder of documents may describe the others.
+fn part_of(evaluation: &Evaluation, environment: &str) -> Memory {
+    let mut part = evaluation.memory.clone();
+    let mine = |claim: &str| evaluation.claims.iter().any(|o| o.claim == claim && o.environment == environment);
+    part.claims.retain(|claim, _| mine(claim));
+    part.bindings.retain(|_, binding| binding.environment == environment);
+    part
 }
 
 fn moved(outcome: &mecha_decide::ClaimOutcome) -> bool {

@@ -225,3 +225,121 @@ fn create(path: &Path) -> Result<()> {
 fn unusable(path: &Path, error: &std::io::Error) -> CliError {
     CliError::new("environment-folder", format!("{} cannot be used: {error}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mecha_decide::{Assume, Consent};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    const SHOP: &str = r#"
+apiVersion: mecha.dev/v1alpha1
+kind: EnvironmentClass
+metadata: {name: dev}
+spec:
+  type: dev
+  capabilities: [{kind: state, backendSelector: {matchLabels: {engine: ENGINE}}, swap: {emptyOk: true}}]
+---
+apiVersion: mecha.dev/v1alpha1
+kind: Environment
+metadata: {name: shop}
+spec: {className: dev}
+---
+apiVersion: mecha.dev/v1alpha1
+kind: CapabilityBackend
+metadata: {name: pg, labels: {engine: pg}}
+spec:
+  kind: state
+  component: {type: state.postgresql, version: v2, metadata: [{name: connectionString, valueFrom: {key: uri}}]}
+  source: {secretRef: {name: pg}}
+---
+apiVersion: mecha.dev/v1alpha1
+kind: CapabilityBackend
+metadata: {name: memory, labels: {engine: memory}}
+spec: {kind: state, component: {type: state.in-memory}, source: {none: {}}}
+---
+apiVersion: mecha.dev/v1alpha1
+kind: CapabilityClaim
+metadata: {name: orders, namespace: shop}
+spec: {kind: state, scopes: [orders-api]}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: pg}
+data: {uri: aHVudGVyMg==}
+---
+apiVersion: dapr.io/v1alpha1
+kind: Resiliency
+metadata: {name: own}
+spec: {policies: {}}
+"#;
+
+    fn turn(folder: &Folder, text: &str, memory: &Memory) -> Result<(Vec<String>, Memory)> {
+        let mut documents = Documents::default();
+        documents.read_text("shop.yaml", text);
+        assert!(documents.diagnostics.is_empty(), "{:#?}", documents.diagnostics);
+        let world = World::from_documents(&documents, Assume::Documents);
+        let evaluation = world.evaluate(memory, &Consent::default(), 0);
+        let mut changed = folder.deliver(&evaluation.bindings[0], &documents, &world)?;
+        changed.sort();
+        Ok((changed, evaluation.memory))
+    }
+
+    fn folder(home: &tempfile::TempDir) -> (Home, Folder) {
+        let home = Home::at(home.path());
+        let mut documents = Documents::default();
+        documents.read_text("shop.yaml", SHOP);
+        let folder = Folder::take(&home, &documents.environments[0].value).unwrap();
+        (home, folder)
+    }
+
+    #[test]
+    fn a_swap_replaces_one_file_and_secrets_stay_out_of_documents() {
+        let home = tempfile::tempdir().unwrap();
+        let (_, folder) = folder(&home);
+        let (changed, memory) = turn(&folder, &SHOP.replace("ENGINE", "pg"), &Memory::default()).unwrap();
+        assert_eq!(changed, ["mecha-environment.yaml", "orders.yaml", "own-resiliency-own.yaml"]);
+        let text = fs::read_to_string(folder.resources().join("orders.yaml")).unwrap();
+        assert!(
+            text.contains("mecha-environment") && !text.contains("hunter2") && !text.contains("namespace"),
+            "{text}"
+        );
+        let secrets = folder.root.join("secrets.json");
+        assert!(fs::read_to_string(&secrets).unwrap().contains("hunter2"));
+        assert_eq!(fs::metadata(&secrets).unwrap().permissions().mode() & 0o777, 0o600);
+        let loaded = mecha_resources::load_dir(&folder.resources()).unwrap();
+        assert!(loaded.diagnostics.is_empty(), "{:#?}", loaded.diagnostics);
+        assert_eq!((loaded.components.len(), loaded.resiliencies.len()), (2, 1));
+
+        let again = turn(&folder, &SHOP.replace("ENGINE", "pg"), &memory).unwrap();
+        assert_eq!(again.0, [""; 0], "a second look writes nothing");
+        let (changed, _) = turn(&folder, &SHOP.replace("ENGINE", "memory"), &memory).unwrap();
+        assert_eq!(changed, ["mecha-environment.yaml", "orders.yaml"]);
+    }
+
+    #[test]
+    fn a_missing_secret_is_named_and_nothing_changes() {
+        let home = tempfile::tempdir().unwrap();
+        let (_, folder) = folder(&home);
+        let text = SHOP.replace("ENGINE", "pg").replace("metadata: {name: pg}\ndata", "metadata: {name: other}\ndata");
+        let error = turn(&folder, &text, &Memory::default()).unwrap_err().to_string();
+        assert!(error.contains("Secret pg of CapabilityBackend pg is not in the folder"), "{error}");
+        assert_eq!(fs::read_dir(folder.resources()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn one_writer_at_a_time_and_what_is_bound_is_remembered() {
+        let home = tempfile::tempdir().unwrap();
+        let (home, first) = folder(&home);
+        let mut documents = Documents::default();
+        documents.read_text("shop.yaml", SHOP);
+        let error = Folder::take(&home, &documents.environments[0].value).unwrap_err();
+        assert!(error.to_string().contains("another mecha dev feeds the environment shop"), "{error}");
+        let (_, memory) = turn(&first, &SHOP.replace("ENGINE", "pg"), &Memory::default()).unwrap();
+        first.remember(&memory).unwrap();
+        drop(first);
+        let next = Folder::take(&home, &documents.environments[0].value).unwrap();
+        assert_eq!(next.memory().unwrap(), memory);
+        assert!(Folder::resources_of(&home, "../x").is_err());
+    }
+}

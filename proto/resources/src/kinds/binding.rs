@@ -84,7 +84,8 @@ pub struct BindingEntry {
     pub fencing_epoch: i64,
     /// What sidecars may do.
     pub access: Access,
-    /// Revision of the binding in which the document last changed.
+    /// Revision of the binding in which the document last changed; 0 when its writer did not say.
+    #[serde(default)]
     pub revision: i64,
     /// The move that goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
