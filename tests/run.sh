@@ -43,11 +43,12 @@ readonly STAGES=(
   "drain|restarts, replacements and stops under load: nothing fails, nothing is lost"
   "swap|documents changed under load: nothing fails, nothing is lost"
   "faults|daemons, apps, servers and networks break: clear errors, recovery, nothing acknowledged is lost"
+  "control|kinds and injection on a real kube-apiserver"
   "sdks|unmodified official SDKs in five languages"
   "example|the shop of the README runs and ends by itself"
 )
 # Stages that start binaries of this checkout.
-readonly NEED_BUILD=" arrows codegen crds docs fuzz conformance black-box drain swap faults sdks example "
+readonly NEED_BUILD=" arrows codegen crds docs fuzz conformance black-box drain swap faults control sdks example "
 
 # ---- Stages ----
 
@@ -154,6 +155,12 @@ stage_drain() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test drain; }
 stage_swap() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test swap; }
 
 stage_faults() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test faults; }
+
+stage_control() {
+  MECHA_KUBERNETES=$(bash tests/control/apiserver/build.sh) || return 1
+  export MECHA_KUBERNETES
+  cargo test "${WORKSPACE[@]}" --no-fail-fast --test control
+}
 
 stage_sdks() { bash tests/sdk/run.sh; }
 

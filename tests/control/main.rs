@@ -1,3 +1,4 @@
 //! The control part on a real API server.
 
 mod injection;
+mod kinds;
