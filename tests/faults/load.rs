@@ -22,6 +22,8 @@ pub(crate) const TOPIC: &str = "topic";
 pub(crate) const ROUTE: &str = "/in";
 /// Callers at once, half of them on each front.
 const CALLERS: usize = 4;
+/// A key that all callers replace by its ETag.
+const GUARDED: &str = "guarded";
 /// Keys that each caller overwrites again and again.
 const HOT_KEYS: usize = 3;
 /// Keys read at once.
@@ -68,7 +70,7 @@ impl Names {
 }
 
 impl Load {
-    /// Writes state: new keys, overwritten keys and pairs of keys in a transaction.
+    /// Writes state: new keys, overwritten keys, pairs of keys in a transaction, and one key by its ETag.
     pub(crate) async fn state(
         sidecar: &Sidecar,
         ledger: &Arc<StateLedger>,
@@ -178,6 +180,9 @@ fn is_gone(fault: &Fault) -> bool {
 
 async fn write(api: &Api, caller: usize, number: usize, ledger: &StateLedger) -> Result<(), Fault> {
     let value = number.to_string();
+    if number % 10 == 5 {
+        return write_guarded(api, &value, ledger).await;
+    }
     let keys = match number % 10 {
         0..6 => vec![format!("new-{number}")],
         6..9 => vec![format!("hot-{caller}-{}", number % HOT_KEYS)],
@@ -192,6 +197,24 @@ async fn write(api: &Api, caller: usize, number: usize, ledger: &StateLedger) ->
         api.save(NAME, &items).await?;
     }
     tickets.into_iter().for_each(|ticket| ledger.acked(ticket));
+    Ok(())
+}
+
+/// Replaces what it read of a key that all callers write, by its ETag: one of them wins.
+async fn write_guarded(api: &Api, value: &str, ledger: &StateLedger) -> Result<(), Fault> {
+    let read = ledger.read(GUARDED);
+    let got = api.get(NAME, GUARDED).await?;
+    ledger.seen(read, got.as_ref().map(|got| got.text()).as_deref());
+    let item = Item::new(GUARDED, value.to_owned());
+    let (ticket, item) = match got {
+        Some(got) => (ledger.guarded_write(GUARDED, Some(value), &got.etag), item.etag(&got.etag)),
+        None => (ledger.guarded_write(GUARDED, Some(value), ""), item.first_write()),
+    };
+    match api.save(NAME, &[item]).await {
+        Ok(()) => ledger.acked(ticket),
+        Err(fault) if fault.http == Some(409) || fault.grpc == Some(Code::Aborted) => ledger.refused(ticket),
+        Err(fault) => return Err(fault),
+    }
     Ok(())
 }
 

@@ -134,8 +134,12 @@ impl Ledger {
 fn check(fault: &Fault, block: Block) {
     let (codes, messages): (&[&str], &[&str]) = match block {
         Block::State => (
-            &["ERR_STATE_SAVE", "ERR_STATE_TRANSACTION"],
-            &["failed saving state in state store tested: ", "error while executing state transaction: "],
+            &["ERR_STATE_SAVE", "ERR_STATE_TRANSACTION", "ERR_STATE_GET"],
+            &[
+                "failed saving state in state store tested: ",
+                "error while executing state transaction: ",
+                "fail to get guarded from state store tested: ",
+            ],
         ),
         Block::PubSub => (
             &["ERR_PUBSUB_PUBLISH_MESSAGE", "DAPR_PUBSUB_PUBLISH_MESSAGE"],
