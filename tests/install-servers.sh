@@ -15,7 +15,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly SERVERS=(
   "redis-server|redis-server"
   "/usr/lib/postgresql/*/bin/postgres|postgresql"
-  "java|openjdk-17-jre-headless"
+  "java|default-jre-headless"
   "mvn|maven"
 )
 readonly KAFKA_VERSION=4.3.1

@@ -45,7 +45,7 @@ readonly STAGES=(
   "faults|daemons, apps, servers and networks break: clear errors, recovery, nothing acknowledged is lost"
   "control|kinds and injection on a real kube-apiserver"
   "sdks|unmodified official SDKs in five languages"
-  "example|the shop of the README runs and ends by itself"
+  "example|the shop of the README runs on embedded defaults and on real backends, and ends by itself"
 )
 # Stages that start binaries of this checkout.
 readonly NEED_BUILD=" arrows codegen crds docs fuzz conformance black-box drain swap faults control sdks example "
@@ -164,7 +164,7 @@ stage_control() {
 
 stage_sdks() { bash tests/sdk/run.sh; }
 
-stage_example() { bash examples/orders/run.sh; }
+stage_example() { bash examples/orders/run.sh && bash examples/orders/run.sh --backends; }
 
 # Stages that are one check each; the others have runners whose counts are read.
 readonly CHECKS=" tools servers format clippy build arrows codegen crds docs rustdoc example "
