@@ -146,6 +146,7 @@ fn bench(args: &Args) -> io::Result<()> {
         results.contests.extend(contests);
         results.deliveries = deliveries;
     }
+    write(&args.out, &results)?;
     if wanted(Part::Connections) {
         results.connections = scenario::connections::run(&binaries, folder, effort)?;
     }
