@@ -71,6 +71,11 @@ async fn main() -> Result<(), Failure> {
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("linger.ms", "0")
+        .set("socket.nagle.disable", "true")
+        .set("socket.keepalive.enable", "true")
+        .set("message.timeout.ms", "10000")
+        .set("request.timeout.ms", "10000")
+        .set("queue.buffering.max.messages", "20000")
         .set("partitioner", "fnv1a_random")
         .create()?;
 
