@@ -42,12 +42,12 @@ pub(super) async fn attach(runtime: Arc<Runtime>, options: Arc<Options>, began: 
             match health {
                 // The gate holds back what delivers to the app, not readiness.
                 Some(health) => {
-                    ready(&runtime, began);
+                    ready(&runtime, began).await;
                     Some((app, health))
                 }
                 None => {
                     deliver(&runtime, &options, app.as_ref()).await;
-                    ready(&runtime, began);
+                    ready(&runtime, began).await;
                     None
                 }
             }
@@ -55,7 +55,7 @@ pub(super) async fn attach(runtime: Arc<Runtime>, options: Arc<Options>, began: 
         Err(_) => {
             // Streams and configuration watches work without an app port.
             core.pubsub.manager().start(Vec::new(), Vec::new()).await;
-            ready(&runtime, began);
+            ready(&runtime, began).await;
             None
         }
     };
@@ -64,7 +64,8 @@ pub(super) async fn attach(runtime: Arc<Runtime>, options: Arc<Options>, began: 
     }
 }
 
-fn ready(runtime: &Runtime, began: Instant) {
+async fn ready(runtime: &Runtime, began: Instant) {
+    runtime.name.known().await;
     let health = &runtime.core.health;
     // A rebuild happens while the process is ready; a stop must not be undone.
     if health.phase() == Phase::Starting {

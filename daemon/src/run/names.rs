@@ -48,6 +48,9 @@ pub(super) async fn build(
     Ok(resolver)
 }
 
+/// How long the start waits until others can find this sidecar.
+const KNOWN_LIMIT: Duration = Duration::from_secs(2);
+
 /// How this sidecar is known to others by name: not yet, then until it is withdrawn or handed on.
 #[derive(Debug, Default)]
 pub(super) struct Announcement {
@@ -59,6 +62,8 @@ struct Tokens {
     begin: CancellationToken,
     withdraw: CancellationToken,
     hand_on: CancellationToken,
+    /// Others can find this sidecar; `None` without a resolver.
+    up: Option<CancellationToken>,
     done: CancellationToken,
 }
 
@@ -84,6 +89,20 @@ impl Announcement {
         self.current.load().begin.cancel();
     }
 
+    /// Waits until others can find this sidecar, so that one who waits for it to be ready does.
+    /// A resolver that takes longer than its limit holds nothing up.
+    pub(super) async fn known(&self) {
+        let tokens = self.current.load_full();
+        let Some(up) = &tokens.up else { return };
+        let settled = async {
+            tokio::select! {
+                () = up.cancelled() => {}
+                () = tokens.done.cancelled() => {}
+            }
+        };
+        let _ = tokio::time::timeout(KNOWN_LIMIT, settled).await;
+    }
+
     /// Takes the name back, so that others stop calling, and waits until that is done.
     pub(super) async fn withdraw(&self) {
         self.current.load_full().withdraw().await;
@@ -97,7 +116,8 @@ impl Announcement {
 
 impl Tokens {
     fn prepare(resolver: Arc<dyn NameResolver>, me: Instance, tasks: &Tasks) -> Self {
-        let this = Self::default();
+        let known = CancellationToken::new();
+        let this = Self { up: Some(known.clone()), ..Self::default() };
         let (begin, hand_on) = (this.begin.clone(), this.hand_on.clone());
         let (withdraw, stop) = (this.withdraw.clone(), tasks.stopping().clone());
         let done = this.done.clone().drop_guard();
@@ -108,7 +128,10 @@ impl Tokens {
                 () = stop.cancelled() => return,
             }
             let app_id = me.app_id.clone();
-            let up = Box::new(move || tracing::debug!(target: "dapr.runtime", "app id {app_id} is announced"));
+            let up = Box::new(move || {
+                known.cancel();
+                tracing::debug!(target: "dapr.runtime", "app id {app_id} is announced");
+            });
             let until = withdraw.clone();
             let announced = async {
                 tokio::select! {
