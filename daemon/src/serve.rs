@@ -149,6 +149,10 @@ pub async fn serve_until<S, B>(
                             () = stop.cancelled() => {}
                         }
                     }
+                    if limits.http2_only && !activity.http2.load(Ordering::Acquire) {
+                        // Nothing was asked, and hyper would wait for the client's first words.
+                        return;
+                    }
                     conn.as_mut().graceful_shutdown();
                     // Ends by itself or with the process; the drain bounds the wait.
                     let _ = conn.await;

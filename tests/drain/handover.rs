@@ -137,20 +137,26 @@ async fn a_successor_that_fails_leaves_the_sidecar_as_it_is() {
     let folder = builder.folder();
     let mut sidecar = builder.component(store(&folder)).start().await;
     let pid = sidecar.pid();
-    let broken = sidecar.resources().join("broken.yaml");
-    std::fs::write(&broken, component("broken", "state.sqlite", &[("connectionString", "")])).unwrap();
+    let broken = folder.join("broken");
+    std::fs::create_dir(&broken).unwrap();
+    let document = component("broken", "state.sqlite", &[("connectionString", "")]);
+    std::fs::write(broken.join("broken.yaml"), document).unwrap();
+    let broken = broken.to_str().unwrap();
     let mut load = Load::default();
     let ask = Ask::get("/v1.0/state/store/none", 204);
     load.keep_alive("kept", To::Tcp(sidecar.http_port()), Duration::from_millis(5), vec![ask.clone()]);
     load.fresh("new", To::Tcp(sidecar.http_port()), Duration::from_millis(5), ask);
-    assert_eq!(sidecar.replace(&[]).await, Err(Some(1)), "{}", sidecar.log());
+    assert_eq!(sidecar.replace(&["--resources-path", broken]).await, Err(Some(1)), "{}", sidecar.log());
     sidecar.wait_log("this process goes on").await;
+    // Strict mode serves without what fails, but not in place of a daemon that has it.
+    let strict = ["--resources-path", broken, "--mecha-strict"];
+    assert_eq!(sidecar.replace(&strict).await, Err(Some(1)), "{}", sidecar.log());
+    sidecar.wait_log("component broken does not start here").await;
     // Another app's daemon is no successor.
     assert_eq!(sidecar.replace(&["--app-id", "other"]).await, Err(Some(1)), "{}", sidecar.log());
     sidecar.wait_log("the running daemon refuses to hand over").await;
     load.progress(50).await;
     assert_eq!(sidecar.pid(), pid);
-    std::fs::remove_file(&broken).unwrap();
     replace(&mut sidecar).await;
     load.progress(50).await;
     load.finish().await;

@@ -7,6 +7,7 @@
 mod handover;
 mod ledger;
 mod load;
+mod operator;
 mod rolling;
 mod stop;
 mod support;

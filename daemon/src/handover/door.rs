@@ -38,10 +38,14 @@ pub struct Departure {
     _done: tokio::sync::oneshot::Sender<()>,
 }
 
+/// Names of components that should run and do not.
+pub type DegradedNow = Box<dyn Fn() -> Vec<String> + Send + Sync>;
+
 struct Keeper {
     app_id: String,
     namespace: String,
     health: Arc<Health>,
+    degraded: DegradedNow,
     sockets: Vec<Inherited>,
     leave: mpsc::Sender<Departure>,
 }
@@ -56,11 +60,13 @@ impl Door {
         app_id: &str,
         namespace: &str,
         health: Arc<Health>,
+        degraded: DegradedNow,
         sockets: Vec<Inherited>,
     ) -> io::Result<Self> {
         let (listener, file) = bind(path)?;
         let (leave, departures) = mpsc::channel(1);
-        let keeper = Keeper { app_id: app_id.to_owned(), namespace: namespace.to_owned(), health, sockets, leave };
+        let keeper =
+            Keeper { app_id: app_id.to_owned(), namespace: namespace.to_owned(), health, degraded, sockets, leave };
         let task = tokio::spawn(async move {
             let _file = file;
             keeper.run(listener).await;
@@ -168,6 +174,7 @@ impl Keeper {
             protocol: PROTOCOL,
             version: cli::MECHA_VERSION.to_owned(),
             ready: self.health.phase() == Phase::Ready,
+            degraded: (self.degraded)(),
             sockets,
         };
         let descriptors: Vec<_> = self.sockets.iter().take(MAX_SOCKETS).map(|s| s.fd.as_fd()).collect();

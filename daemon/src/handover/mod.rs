@@ -20,6 +20,6 @@ mod door;
 mod successor;
 mod wire;
 
-pub use self::door::{Departure, Door};
+pub use self::door::{DegradedNow, Departure, Door};
 pub use self::successor::{Predecessor, TakeoverError, take_over};
 pub use self::wire::{Inherited, Role};

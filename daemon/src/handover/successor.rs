@@ -45,6 +45,8 @@ pub struct Predecessor {
     pid: Option<i32>,
     /// Whether it was ready: then this one is, as soon as it serves.
     pub ready: bool,
+    /// Components that did not run there.
+    pub degraded: Vec<String>,
     /// Its version.
     pub version: String,
 }
@@ -66,8 +68,8 @@ pub async fn take_over(path: &Path, options: &Options) -> Result<(Predecessor, V
         version: MECHA_VERSION.to_owned(),
     };
     wire.send(&hello).await.map_err(broken)?;
-    let (ready, version, sockets) = match answer(&mut wire).await? {
-        Message::Offer { protocol: PROTOCOL, ready, version, sockets } => (ready, version, sockets),
+    let (ready, version, degraded, sockets) = match answer(&mut wire).await? {
+        Message::Offer { protocol: PROTOCOL, ready, version, degraded, sockets } => (ready, version, degraded, sockets),
         Message::Offer { protocol, .. } => {
             return Err(TakeoverError::Refused(format!(
                 "it speaks hand-over protocol {protocol}, this one {PROTOCOL}"
@@ -82,7 +84,7 @@ pub async fn take_over(path: &Path, options: &Options) -> Result<(Predecessor, V
     }
     let inherited = sockets.into_iter().zip(descriptors);
     let inherited = inherited.map(|(socket, fd)| Inherited { role: socket.role, path: socket.path, fd }).collect();
-    Ok((Predecessor { wire, pid, ready, version }, inherited))
+    Ok((Predecessor { wire, pid, ready, degraded, version }, inherited))
 }
 
 async fn answer(wire: &mut Wire) -> Result<Message, TakeoverError> {

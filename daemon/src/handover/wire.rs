@@ -64,9 +64,24 @@ pub(super) struct Socket {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub(super) enum Message {
-    Hello { protocol: u32, app_id: String, namespace: String, version: String },
-    Offer { protocol: u32, version: String, ready: bool, sockets: Vec<Socket> },
-    Refused { reason: String },
+    Hello {
+        protocol: u32,
+        app_id: String,
+        namespace: String,
+        version: String,
+    },
+    Offer {
+        protocol: u32,
+        version: String,
+        ready: bool,
+        /// Components that should run and do not.
+        #[serde(default)]
+        degraded: Vec<String>,
+        sockets: Vec<Socket>,
+    },
+    Refused {
+        reason: String,
+    },
     Serving,
     Leaving,
     Settled,
@@ -187,6 +202,7 @@ mod tests {
             protocol: PROTOCOL,
             version: "1".into(),
             ready: true,
+            degraded: Vec::new(),
             // Longer than one read.
             sockets: (0..300).map(|_| Socket { role: Role::Http, path: Some("/some/where".into()) }).collect(),
         };

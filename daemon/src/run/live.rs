@@ -27,7 +27,7 @@ use super::source::{self, Depth};
 use super::stop::{self, Cause};
 use super::{app_side, documents, fatal};
 use crate::cli::{self, Mode, Options};
-use crate::handover::{self, Departure, Door, Inherited};
+use crate::handover::{self, DegradedNow, Departure, Door, Inherited};
 use crate::http::public;
 use crate::peer::Connected;
 use crate::ports::{self, Listener as Bound, Listeners};
@@ -185,6 +185,10 @@ pub(super) async fn run(options: Options) -> ExitCode {
         Ok((runtime, documents)) => (Arc::new(runtime), documents),
         Err(e) => return fatal(&e),
     };
+    if let Some(text) = predecessor.as_ref().and_then(|p| worse(&runtime, &p.degraded)) {
+        runtime.close().await;
+        return fatal(&text);
+    }
     let live = Arc::new(Live { current: ArcSwap::new(runtime.clone()), replaced: Notify::new() });
     health.outbound_ready();
     if predecessor.as_ref().is_some_and(|p| p.ready) {
@@ -212,7 +216,7 @@ pub(super) async fn run(options: Options) -> ExitCode {
         tracing::info!(target: "dapr.runtime", "took over from a daemon of version {}", predecessor.version);
     }
     runtime.name.begin();
-    let door = match door(&fix, duplicates) {
+    let door = match door(&fix, &live, duplicates) {
         Ok(door) => door,
         Err(e) if predecessor.is_none() => {
             tracing::error!(target: "dapr.runtime", "Fatal error from runtime: {e}");
@@ -235,11 +239,23 @@ pub(super) async fn run(options: Options) -> ExitCode {
     drive(fix, live, servers, signals, reloads, door).await
 }
 
+/// What does not run here and did in the daemon before. Strict mode would serve without it, but not
+/// in place of a daemon that has it.
+fn worse(runtime: &Runtime, degraded_before: &[String]) -> Option<String> {
+    let snapshot = runtime.core.store.snapshot();
+    let missing = snapshot.degraded.iter().find(|(name, _)| !degraded_before.iter().any(|d| **d == ***name));
+    let (name, why) = missing?;
+    Some(format!("component {name} does not start here, the running daemon goes on: {}", why.cause))
+}
+
 /// Opens the way for a successor, where the options name one.
-fn door(fix: &Fixtures, sockets: Option<Vec<Inherited>>) -> Result<Option<Door>, String> {
+fn door(fix: &Fixtures, live: &Arc<Live>, sockets: Option<Vec<Inherited>>) -> Result<Option<Door>, String> {
     let (Some(path), Some(sockets)) = (&fix.options.handover, sockets) else { return Ok(None) };
     let options = &fix.options;
-    let opened = Door::open(path, &options.app_id, options.env.namespace(), fix.health.clone(), sockets);
+    let live = live.clone();
+    let degraded: DegradedNow =
+        Box::new(move || live.load().core.store.snapshot().degraded.keys().map(ToString::to_string).collect());
+    let opened = Door::open(path, &options.app_id, options.env.namespace(), fix.health.clone(), degraded, sockets);
     opened.map(Some).map_err(|e| format!("cannot listen on {} (--mecha-handover): {e}", path.display()))
 }
 

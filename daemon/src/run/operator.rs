@@ -67,7 +67,7 @@ impl Operator {
             namespace: options.env.namespace().to_owned(),
             configurations: options.configs.clone(),
             relist_every: options.reconcile_interval,
-            identity_wanted: options.control_plane.mtls || options.env.trust_anchors.is_some(),
+            identity_wanted: options.env.trust_anchors.is_some(),
         })
     }
 

@@ -17,7 +17,8 @@ const PUBSUB_DRAIN: Duration = Duration::from_secs(30);
 const INPUT_DRAIN: Duration = Duration::from_secs(30);
 /// What the API servers get to finish the calls in flight.
 const API_DRAIN: Duration = Duration::from_secs(10);
-/// How long HTTP/1 clients get to hear `Connection: close` before their idle connections are closed.
+/// How long HTTP/1 clients get to hear `Connection: close` before their idle connections are closed, and new
+/// connections to say what they want.
 const FAREWELL: Duration = Duration::from_millis(250);
 /// The same where a successor serves already and nobody waits for the end.
 const HANDOVER_FAREWELL: Duration = Duration::from_secs(3);
@@ -85,7 +86,7 @@ pub(super) async fn hand_over(
         runtime.core.tasks.stop();
     };
     let apis = bounded(&servers.apis, "API servers", HANDOVER_FAREWELL, HANDOVER_DRAIN);
-    let peers = bounded(&servers.peers, "peer server", Duration::ZERO, HANDOVER_DRAIN);
+    let peers = bounded(&servers.peers, "peer server", FAREWELL, HANDOVER_DRAIN);
     let metrics = bounded(&servers.metrics, "metrics server", Duration::ZERO, API_DRAIN);
     tokio::join!(inputs, apis, peers, metrics);
     enter(&fix.health, Phase::Drained);
@@ -139,7 +140,7 @@ async fn stages(fix: &Fixtures, runtime: Arc<Runtime>, servers: Servers) {
     runtime.core.tasks.stop();
     // The app may call while it finishes, and peers until they have seen the goodbye.
     bounded(&servers.apis, "API servers", FAREWELL, API_DRAIN).await;
-    bounded(&servers.peers, "peer server", Duration::ZERO, API_DRAIN).await;
+    bounded(&servers.peers, "peer server", FAREWELL, API_DRAIN).await;
     enter(&fix.health, Phase::Drained);
     runtime.close().await;
     tracing::info!(target: "dapr.runtime", "Dapr runtime stopped");

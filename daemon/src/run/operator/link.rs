@@ -39,7 +39,7 @@ pub(super) struct Settings {
     /// Names of the Configurations in use, the last one wins.
     pub(super) configurations: Vec<String>,
     pub(super) relist_every: Duration,
-    /// The flags ask for mTLS to the control plane.
+    /// Trust anchors are there, so the control plane is to be met over mTLS.
     pub(super) identity_wanted: bool,
 }
 
@@ -68,8 +68,8 @@ impl Link {
         if settings.identity_wanted {
             // In plain text secrets would travel that the flags want protected.
             return Err(SourceError(
-                "mTLS to the control plane is asked for, and this version does not speak it; \
-                 leave --enable-mtls and DAPR_TRUST_ANCHORS out to talk to the operator in plain text"
+                "DAPR_TRUST_ANCHORS asks for mTLS to the control plane, which this version does not speak; \
+                 leave it out to talk to the operator in plain text"
                     .to_owned(),
             ));
         }
