@@ -1,6 +1,6 @@
 //! The kinds of `mecha.dev/v1alpha1`: what teams and platform write, and what the control part answers.
 //!
-//! The same types serve files on a laptop and objects of an API server. [`read`] reads files, with the
+//! The same types serve files on a laptop and objects of an API server. [`read_dir`] reads files, with the
 //! place of every mistake; [`KindSpec::check`] applies the rules that the CRDs hold as CEL, so that a
 //! file is refused here for what the API server would refuse, in the same words.
 

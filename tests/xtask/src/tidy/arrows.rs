@@ -54,8 +54,10 @@ const FAR: &[(&str, &[&str], &str)] = &[
     ("mecha-patch", PURE, "patches are pure: take the facts as arguments"),
     ("xtask", &["mecha-proto"], "generated code that does not compile must be repairable by `xtask codegen`"),
     (CONTROL, &[DAEMON, CORE, FACADE, API], "the control part links no driver; share types in proto/resources"),
+    (DAEMON, KUBERNETES, "the sidecar pays for no Kubernetes client; what it needs comes from the agent"),
 ];
 
+const KUBERNETES: &[&str] = &["k8s-openapi", "kube", "kube-client", "kube-core", "kube-runtime"];
 const PURE: &[&str] = &["tokio", "kube", "kube-client", "kube-runtime"];
 
 pub(super) fn check(graph: &Graph) -> Vec<Finding> {
