@@ -23,12 +23,15 @@ const CLIENTS: u64 = 10;
 /// Failures kept; more say nothing new.
 const KEPT: usize = 20;
 
+/// Whether a status and a body are what was asked for.
+pub(crate) type Right = Box<dyn Fn(u16, &str) -> bool + Send + Sync>;
+
 /// What one client asks next, and whether the answer is right.
 pub(crate) struct Ask {
     pub(crate) method: &'static str,
     pub(crate) path: String,
     pub(crate) body: String,
-    pub(crate) right: Box<dyn Fn(u16, &str) -> bool + Send + Sync>,
+    pub(crate) right: Right,
 }
 
 /// Requests at a steady rate.
@@ -149,7 +152,7 @@ async fn once(port: u16, connection: &mut Option<SendRequest<Body>>, ask: &Ask) 
 pub(crate) fn state(store: &'static str) -> impl Fn(u64) -> Ask + Send + Sync + 'static {
     move |number| {
         let key = format!("k{}", number % (CLIENTS * 20));
-        if number / CLIENTS % 2 == 0 {
+        if (number / CLIENTS).is_multiple_of(2) {
             let body = format!(r#"[{{"key":"{key}","value":{number}}}]"#);
             let path = format!("/v1.0/state/{store}");
             Ask { method: "POST", path, body, right: Box::new(|status, _| status == 204) }
