@@ -1,6 +1,6 @@
 //! The command line. Flags that the Dapr CLI has keep its names and short forms.
 
-use crate::commands::{DevArgs, ExplainArgs, PlanArgs};
+use crate::commands::{DevArgs, ExplainArgs, InjectArgs, PlanArgs};
 use crate::output::Format;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
@@ -45,6 +45,7 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     Lint(LintArgs),
     Doctor(DoctorArgs),
+    Inject(InjectArgs),
     Version(VersionArgs),
     Completion(CompletionArgs),
 }

@@ -4,6 +4,7 @@ mod completion;
 mod dev;
 mod doctor;
 mod explain;
+mod inject;
 mod invoke;
 mod lint;
 mod list;
@@ -20,6 +21,7 @@ mod version;
 
 pub(crate) use self::dev::DevArgs;
 pub(crate) use self::explain::ExplainArgs;
+pub(crate) use self::inject::InjectArgs;
 pub(crate) use self::plan::PlanArgs;
 use crate::args::{Cli, Command};
 use crate::error::Result;
@@ -43,6 +45,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<u8> {
         Command::Explain(args) => explain::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Doctor(args) => doctor::run(&args).await,
+        Command::Inject(args) => inject::run(&args),
         Command::Version(args) => version::run(&args).await,
         Command::Completion(args) => completion::run(&args),
     }
