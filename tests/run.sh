@@ -261,7 +261,7 @@ selected=" ${MECHA_TEST_STAGES:-} "
 selected=${selected//,/ }
 if [[ -n ${selected// /} ]]; then
   for name in $selected; do
-    if ! list | grep -q "^$name "; then
+    if [[ $'\n'$(list) != *$'\n'"$name "* ]]; then
       echo "tests/run.sh: no stage is called $name; the stages are:" >&2
       list >&2
       exit 2
@@ -280,7 +280,7 @@ fi
 # Tests set what they need; what the shell of a developer has must not change their outcome.
 for variable in $(compgen -e); do
   case $variable in
-    MECHA_TEST_*) ;;
+    MECHA_TEST_* | MECHA_KUBE_APISERVER) ;;
     DAPR_* | OTEL_* | MECHA_* | APP_ID | APP_PORT | FORCE_COLOR | RUST_LOG) unset "$variable" ;;
   esac
 done
