@@ -37,6 +37,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// How much later than the thread's own deadline a caller gives up, so that the thread's
 /// better-informed answer comes first.
 const GRACE: Duration = Duration::from_millis(100);
+/// Opening may take at least so long, however short calls must be: it happens once, and a
+/// machine that is busy starting everything else is no reason to give up.
+const SHORTEST_OPENING: Duration = Duration::from_secs(5);
 /// Pause between two tries to open a database that broke; each may check the whole file.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between two rounds of upkeep that has more to do.
@@ -109,6 +112,7 @@ impl Client {
         let solo = config.solo;
         let readers = if solo { Arc::clone(&writer) } else { Arc::new(Queue::new()) };
         let timeout = config.timeout;
+        let opening = timeout.max(SHORTEST_OPENING);
         let (life, alive) = mpsc::channel(1);
         let client = Self {
             writer: Arc::clone(&writer),
@@ -129,13 +133,13 @@ impl Client {
             }
             writer.serve();
         })?;
-        match tokio::time::timeout(timeout + GRACE, opened).await {
+        match tokio::time::timeout(opening + GRACE, opened).await {
             Ok(Ok(outcome)) => outcome?,
             Ok(Err(_)) => return Err(Error::internal("the SQLite thread ended while it opened the database")),
             Err(_) => {
                 // The thread ends by itself; waiting for it here would block the caller.
                 client.threads.lock().handles.clear();
-                return Err(late("opening the SQLite database", timeout));
+                return Err(late("opening the SQLite database", opening));
             }
         }
         if !solo {
@@ -262,7 +266,7 @@ impl Opener {
             } else {
                 "delete"
             };
-            let deadline = Instant::now() + config.timeout;
+            let deadline = Instant::now() + config.timeout.max(SHORTEST_OPENING);
             let given: String = patiently(
                 deadline,
                 || false,
@@ -291,7 +295,7 @@ impl Opener {
 
 impl Writer {
     fn start(&mut self, setup: &Setup) -> Result<()> {
-        let deadline = Instant::now() + self.opener.config.timeout;
+        let deadline = Instant::now() + self.opener.config.timeout.max(SHORTEST_OPENING);
         let db = self.opener.open().map_err(|e| classify("failed to open the database", &e))?;
         let stop = || self.queue.is_closed();
         patiently(deadline, stop, || setup(&db)).map_err(|e| e.into_error("failed to perform migrations"))?;

@@ -111,7 +111,7 @@ async fn streams_flow_in_both_directions_at_a_time() {
     let body = StreamBody::new(ReceiverStream::new(rx).map(|b| Ok::<_, BodyError>(Frame::data(b)))).boxed_unsync();
     let res = ask(&a, call(&[("dapr-callee-app-id", "b"), ("dapr-stream", "true")], "/shop.Orders/Chat", body)).await;
     let mut body = res.into_body();
-    for part in ["one", "two", "three"] {
+    for part in ["\0\0\0\0\x03one", "\0\0\0\0\x03two", "\0\0\0\0\x05three"] {
         tx.send(Bytes::from(part)).await.unwrap();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), part);
     }
