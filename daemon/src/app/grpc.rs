@@ -275,8 +275,9 @@ impl AppChannel for GrpcApp {
         let sent = message.encoded_len();
         let mut client = self.callback();
         let req = self.request(message.clone(), &event.trace);
-        let mut result =
-            self.call("/dapr.proto.runtime.v1.AppCallback/OnBulkTopicEvent", sent, client.on_bulk_topic_event(req)).await;
+        let mut result = self
+            .call("/dapr.proto.runtime.v1.AppCallback/OnBulkTopicEvent", sent, client.on_bulk_topic_event(req))
+            .await;
         if result.as_ref().is_err_and(is_unimplemented) {
             let req = self.request(message, &event.trace);
             let mut client = self.alpha();
@@ -295,7 +296,8 @@ impl AppChannel for GrpcApp {
     async fn takes_binding(&self, name: &str, _route: &str, limit: Duration) -> Result<bool, AppError> {
         let req = self.request((), &TraceHeaders::default());
         let mut client = self.callback();
-        let call = self.call("/dapr.proto.runtime.v1.AppCallback/ListInputBindings", 0, client.list_input_bindings(req));
+        let call =
+            self.call("/dapr.proto.runtime.v1.AppCallback/ListInputBindings", 0, client.list_input_bindings(req));
         match tokio::time::timeout(limit, call).await {
             Ok(Ok(res)) => Ok(res.into_inner().bindings.iter().any(|b| b == name)),
             Ok(Err(e)) if is_unimplemented(&e) => Ok(false),
@@ -321,7 +323,8 @@ impl AppChannel for GrpcApp {
         let sent = message.encoded_len();
         let req = self.request(message, trace);
         let mut client = self.callback();
-        let res = self.call("/dapr.proto.runtime.v1.AppCallback/OnBindingEvent", sent, client.on_binding_event(req)).await?;
+        let res =
+            self.call("/dapr.proto.runtime.v1.AppCallback/OnBindingEvent", sent, client.on_binding_event(req)).await?;
         let reply = res.into_inner();
         let parallel = reply.concurrency == runtime::binding_event_response::BindingEventConcurrency::Parallel as i32;
         Ok(BindingReply {

@@ -60,7 +60,9 @@ impl Catalogue {
                 self.entries.len() - 1
             });
             let entry = &mut self.entries[index];
-            entry.blocks.push(block);
+            if !entry.blocks.contains(&block) {
+                entry.blocks.push(block);
+            }
             for field in reg.fields {
                 if !entry.fields.iter().any(|known| known.name == field.name) {
                     entry.fields.push(*field);
