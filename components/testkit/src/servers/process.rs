@@ -70,7 +70,12 @@ impl Process {
     pub fn is_alive(&self) -> bool {
         let state = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
         let ended = |stat: String| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
-        rustix::process::test_kill_process(self.pid).is_ok() && !state.is_ok_and(ended)
+        self.has_number() && !state.is_ok_and(ended)
+    }
+
+    /// Whether its number is still taken, by it or by what is left of it.
+    fn has_number(&self) -> bool {
+        rustix::process::test_kill_process(self.pid).is_ok()
     }
 
     /// Its process id.
@@ -101,7 +106,8 @@ impl Process {
         let _ = kill_process(self.pid, Signal::KILL);
         drop(self.leash.take());
         let _ = self.guard.wait();
-        let _ = wait_for(Duration::from_secs(10), || !self.is_alive());
+        // Servers look at the number in their lock file before they start again.
+        let _ = wait_for(Duration::from_secs(10), || !self.has_number());
     }
 }
 
