@@ -90,6 +90,9 @@ pub(crate) async fn strict(row: Row) {
         let cause = degraded(&metadata).unwrap_or_else(|| panic!("{metadata}"));
         assert!(cause.contains(&early.log_name), "{cause}");
         sidecar.http().get("/v1.0/healthz").send().await.expect(204);
+        let phase = sidecar.http().get("/v1.0-mecha/phase").send().await.expect(200).json();
+        assert_eq!(phase["degraded"][0]["name"], NAME, "{phase}");
+        assert_eq!(phase["degraded"][0]["cause"], cause, "{phase}");
         assert!(failed_inits(&sidecar, row).await >= 1.0);
         // The log says what is wrong and what comes next.
         sidecar.wait_log(&format!("Failed to init component {}", early.log_name)).await;

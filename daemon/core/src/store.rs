@@ -11,6 +11,7 @@ use mecha_components_api::{
     CancellationToken, Component, ConfigurationStore, Error, InputBinding, LockStore, Metadata, OutputBinding, PubSub,
     SecretStore, StateStore,
 };
+use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::etag::EtagMark;
@@ -105,6 +106,18 @@ pub struct Degraded {
     pub cause: Arc<str>,
 }
 
+/// A component that does not run while the others do, as the health API shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NotRunning {
+    /// Document name.
+    pub name: String,
+    /// Type and version as the document spells them.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Why, without secrets.
+    pub cause: String,
+}
+
 /// All components at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -154,6 +167,21 @@ impl Store {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.live.load_full()
+    }
+
+    /// What does not run while the rest does, by name.
+    #[must_use]
+    pub fn degraded(&self) -> Vec<NotRunning> {
+        let live = self.live.load();
+        let entries = live.degraded.iter().map(|(name, degraded)| NotRunning {
+            name: name.to_string(),
+            kind: match degraded.info.version.as_ref() {
+                "" => degraded.info.kind.to_string(),
+                version => format!("{}/{version}", degraded.info.kind),
+            },
+            cause: degraded.cause.to_string(),
+        });
+        entries.collect()
     }
 
     /// Publishes the snapshot that `edit` makes of the current one. Writers take turns.

@@ -9,8 +9,9 @@ use super::respond::{Answer, json_value, text};
 pub(super) fn answer(core: &Core, method: &Method, rest: &str) -> Result<Answer, ApiError> {
     match rest {
         "phase" if method == Method::GET => {
-            let refused = core.swaps.refused();
-            Ok(json_value(StatusCode::OK, &json!({"phase": core.health.phase().as_str(), "refused": refused})))
+            let (degraded, refused) = (core.store.degraded(), core.swaps.refused());
+            let document = json!({"phase": core.health.phase().as_str(), "degraded": degraded, "refused": refused});
+            Ok(json_value(StatusCode::OK, &document))
         }
         "swaps" if method == Method::GET => {
             let (generation, swaps) = (core.swaps.generation(), core.swaps.list());
