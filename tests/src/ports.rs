@@ -1,5 +1,8 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::wait::DEADLINE;
 
 /// Below the range from which systems give ports to outgoing connections, so that no client takes one
 /// between its choice and its use.
@@ -19,4 +22,22 @@ pub fn free_port() -> u16 {
         }
     }
     panic!("no free port from {FIRST} on");
+}
+
+/// Pause between two tries to listen.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Listens on a port that was found free. A test beside this one that is about to start a program has all
+/// open sockets twice for a moment, the one that was tried out, too: so it is tried again.
+pub(crate) async fn listen(port: u16) -> tokio::net::TcpListener {
+    let mut last = None;
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while tokio::time::Instant::now() < deadline {
+        match tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
+            Ok(listener) => return listener,
+            Err(e) => last = Some(e),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+    panic!("cannot listen on port {port}: {last:?}");
 }

@@ -4,7 +4,6 @@ mod connection;
 #[cfg(test)]
 mod tests;
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,11 +13,8 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use self::connection::Connection;
-use crate::ports::free_port;
+use crate::ports::{free_port, listen};
 use crate::wait::{DEADLINE, wait_until};
-
-/// Pause between tries to listen again: a socket of the same port may still be closing.
-const LISTEN_AGAIN: Duration = Duration::from_millis(5);
 
 /// Who sent the bytes in question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,17 +211,4 @@ async fn serve(
             }
         }
     }
-}
-
-async fn listen(port: u16) -> TcpListener {
-    let mut last = None;
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    while tokio::time::Instant::now() < deadline {
-        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
-            Ok(listener) => return listener,
-            Err(e) => last = Some(e),
-        }
-        tokio::time::sleep(LISTEN_AGAIN).await;
-    }
-    panic!("the proxy cannot listen on port {port}: {last:?}");
 }

@@ -1,4 +1,3 @@
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,7 +12,6 @@ use mecha_proto::runtime::{
     TopicEventRequest, TopicEventResponse, TopicRoutes, TopicSubscription,
 };
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::metadata::MetadataMap;
@@ -21,7 +19,7 @@ use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 
 use super::echo::Echo;
-use crate::ports::free_port;
+use crate::ports::{free_port, listen};
 use crate::wait::{DEADLINE, wait_until};
 
 /// An event the app got, and the metadata of its call.
@@ -154,7 +152,7 @@ impl GrpcAppBuilder {
     /// Starts to listen.
     pub async fn start(self) -> GrpcApp {
         let port = self.port.unwrap_or_else(free_port);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let listener = listen(port).await;
         let shared = Arc::new(Shared {
             script: self.script,
             topics: Mutex::default(),

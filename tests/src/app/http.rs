@@ -2,7 +2,6 @@ use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::ports::free_port;
+use crate::ports::{free_port, listen};
 use crate::wait::{DEADLINE, wait_until};
 
 /// A body of any kind.
@@ -207,7 +206,7 @@ impl HttpAppBuilder {
     /// Starts to listen.
     pub async fn start(self) -> HttpApp {
         let port = self.port.unwrap_or_else(free_port);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let listener = listen(port).await;
         let shared = Arc::new(Shared { routes: Mutex::new(self.routes), ..Shared::default() });
         let server = tokio::spawn(serve(listener, Arc::clone(&shared)));
         HttpApp { port, shared, server }
