@@ -8,12 +8,15 @@ use std::env;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=link/start.ld");
     println!("cargo::rerun-if-env-changed=MECHA_LINK_ORDER");
+    let Ok(here) = env::var("CARGO_MANIFEST_DIR") else { return };
+    // With its whole path: a checkout that was moved together with its build must not link by the old one.
+    println!("cargo::rerun-if-changed={here}/link/start.ld");
     let is = |name: &str, value: &str| env::var(name).is_ok_and(|v| v == value);
-    // A linker without SECTIONS (mold) takes MECHA_LINK_ORDER=off.
-    let wanted = is("PROFILE", "release") && is("CARGO_CFG_TARGET_OS", "linux") && !is("MECHA_LINK_ORDER", "off");
-    if let (true, Ok(here)) = (wanted, env::var("CARGO_MANIFEST_DIR")) {
+    // Only where Rust links with its own lld, which takes the script beside its defaults. A linker without
+    // SECTIONS (mold) takes MECHA_LINK_ORDER=off.
+    let lld = is("CARGO_CFG_TARGET_OS", "linux") && is("CARGO_CFG_TARGET_ARCH", "x86_64");
+    if is("PROFILE", "release") && lld && !is("MECHA_LINK_ORDER", "off") {
         println!("cargo::rustc-link-arg-bins=-Wl,-T,{here}/link/start.ld");
     }
 }
