@@ -2,7 +2,9 @@
 //! and every field number are those of `dapr.proto.*.v1`, so stock SDKs, sidecars and control planes
 //! speak with ours.
 //!
-//! The sources are the .proto files in `proto/dapr`; the Rust is generated from them by
+//! Beside them stands `mecha.v1`, our own.
+//!
+//! The sources are the .proto files in `proto/dapr` and `proto/mecha`; the Rust is generated from them by
 //! `cargo run -p xtask -- codegen` and committed. There is no logic here.
 //!
 //! - `bytes` fields are [`bytes::Bytes`], and so is the value of [`Any`], in which bodies of invocations
@@ -35,6 +37,11 @@ mod generated {
     pub mod internals {
         pub mod v1 {
             include!("generated/dapr.proto.internals.v1.rs");
+        }
+    }
+    pub mod mecha {
+        pub mod v1 {
+            include!("generated/mecha.v1.rs");
         }
     }
     pub mod operator {
@@ -70,6 +77,8 @@ pub use generated::common::v1 as common;
 pub use generated::components::v1 as components;
 /// `dapr.proto.internals.v1`: the protocol between sidecars.
 pub use generated::internals::v1 as internals;
+/// `mecha.v1`: what an agent delivers to sidecars, and what they report back.
+pub use generated::mecha::v1 as delivery;
 /// `dapr.proto.operator.v1`: delivery of documents to sidecars on Kubernetes.
 pub use generated::operator::v1 as operator;
 /// `dapr.proto.placement.v1`: actor placement.

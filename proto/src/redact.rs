@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::{components, operator, runtime, sentry};
+use crate::{components, delivery, operator, runtime, sentry};
 
 /// Stands for a value that must not be shown.
 struct Hidden;
@@ -54,6 +54,9 @@ redacted! {
     components::GetSecretResponse { ; data => Keys }
     components::SecretResponse { ; secrets => Keys }
     components::MetadataRequest { ; properties => Keys }
+    delivery::Document { kind revision r#move; resource => hidden }
+    delivery::Move { from to phase deadline; previous => hidden }
+    delivery::SignedSnapshot { ; payload => hidden, signature => hidden, chain => hidden }
     operator::ComponentUpdateEvent { r#type; component => hidden }
     operator::ListComponentResponse { ; components => Vec::len }
     operator::HttpEndpointUpdateEvent { r#type; http_endpoints => hidden }

@@ -12,7 +12,7 @@ use prost_types::FileDescriptorSet;
 
 /// Sources, relative to the root. Import paths start below this folder.
 const INCLUDE: &str = "proto";
-const SOURCES: &str = "proto/dapr";
+const SOURCES: &[&str] = &["proto/dapr", "proto/mecha"];
 const GENERATED: &str = "proto/src/generated";
 const DESCRIPTOR: &str = "descriptor.bin";
 
@@ -32,6 +32,9 @@ const SECRET: &[&str] = &[
     ".dapr.proto.runtime.v1.SubtleWrapKeyRequest",
     ".dapr.proto.sentry.v1.SignCertificateRequest",
     ".dapr.proto.sentry.v1.SignCertificateResponse",
+    ".mecha.v1.Document",
+    ".mecha.v1.Move",
+    ".mecha.v1.SignedSnapshot",
 ];
 
 type Files = BTreeMap<String, Vec<u8>>;
@@ -62,7 +65,7 @@ pub(crate) fn check(root: &Path) -> Result<String, String> {
     }
     let list: String = changed.iter().map(|(name, how)| format!("  {GENERATED}/{name}: {how}\n")).collect();
     Err(format!(
-        "codegen: the committed code is not what {SOURCES} generates:\n{list}\
+        "codegen: the committed code is not what the sources in {INCLUDE} generate:\n{list}\
          next: run `cargo run -p xtask -- codegen` and commit {GENERATED}; \
          generated files are never edited by hand"
     ))
@@ -79,7 +82,8 @@ fn differences<'a>(old: &'a Files, new: &'a Files) -> Vec<(&'a String, &'static 
 }
 
 fn generate(root: &Path) -> Result<Files, String> {
-    let mut descriptors = compile(&root.join(INCLUDE), &root.join(SOURCES))?;
+    let sources: Vec<_> = SOURCES.iter().map(|folder| root.join(folder)).collect();
+    let mut descriptors = compile(&root.join(INCLUDE), &sources)?;
     let scratch = tempfile::tempdir().map_err(|e| format!("cannot create a scratch folder: {e}"))?;
     let mut config = tonic_prost_build::Config::new();
     config.btree_map(["."]).bytes(["."]).skip_debug(SECRET);
@@ -102,9 +106,11 @@ fn generate(root: &Path) -> Result<Files, String> {
 }
 
 /// Every .proto file below `sources` and what it imports, dependencies first.
-fn compile(include: &Path, sources: &Path) -> Result<FileDescriptorSet, String> {
+fn compile(include: &Path, sources: &[PathBuf]) -> Result<FileDescriptorSet, String> {
     let mut paths = Vec::new();
-    collect(sources, &mut paths)?;
+    for folder in sources.iter().filter(|folder| folder.is_dir()) {
+        collect(folder, &mut paths)?;
+    }
     paths.sort();
     let mut compiler = protox::Compiler::new([include]).map_err(|e| format!("{e:?}"))?;
     compiler.include_source_info(true).include_imports(true);

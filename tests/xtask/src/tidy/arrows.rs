@@ -16,6 +16,7 @@ enum Sees {
 
 const API: &str = "mecha-components-api";
 const FACADE: &str = "mecha-components";
+const IDENTITY: &str = "mecha-identity";
 const TESTKIT: &str = "mecha-testkit";
 const CONTROL: &str = "mecha-control";
 const CORE: &str = "mecha-core";
@@ -30,10 +31,22 @@ const HOUSE: &[(&str, Sees)] = &[
     (FACADE, Sees::EveryComponent),
     ("mecha-resiliency", Sees::Only(&[API])),
     (CORE, Sees::Only(&[API, "mecha-resources", "mecha-resiliency"])),
-    (DAEMON, Sees::Only(&[API, FACADE, CORE, "mecha-proto", "mecha-resiliency", "mecha-resources"])),
+    // Who a workload is; the sidecar and the control part prove it to each other with the same code.
+    (IDENTITY, Sees::Only(&[])),
+    (DAEMON, Sees::Only(&[API, FACADE, CORE, IDENTITY, "mecha-proto", "mecha-resiliency", "mecha-resources"])),
     ("mecha-decide", Sees::Only(&["mecha-resources"])),
     ("mecha-patch", Sees::Only(&["mecha-resources"])),
-    (CONTROL, Sees::Only(&["mecha-decide", "mecha-patch", "mecha-proto", "mecha-resources"])),
+    ("mecha-apiserver", Sees::Only(&["mecha-resources"])),
+    // A role sees what it needs: the hub delivers nothing, the agent decides nothing, the webhook does neither.
+    ("mecha-hub", Sees::Only(&["mecha-apiserver", "mecha-decide", "mecha-resources"])),
+    ("mecha-agent", Sees::Only(&["mecha-apiserver", IDENTITY, "mecha-proto", "mecha-resources"])),
+    ("mecha-webhook", Sees::Only(&["mecha-apiserver", "mecha-patch"])),
+    ("mecha-issuer", Sees::Only(&["mecha-apiserver", IDENTITY, "mecha-proto"])),
+    ("mecha-sources", Sees::Only(&["mecha-apiserver", "mecha-resources"])),
+    (
+        CONTROL,
+        Sees::Only(&["mecha-agent", "mecha-apiserver", "mecha-hub", "mecha-issuer", "mecha-sources", "mecha-webhook"]),
+    ),
     ("mecha", Sees::Only(&["mecha-decide", "mecha-patch", "mecha-proto", "mecha-resources"])),
     ("mecha-tests", Sees::Everything),
     ("mecha-bench", Sees::Everything),

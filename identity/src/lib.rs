@@ -1,0 +1,1 @@
+//! Who a workload is, and how peers prove it to each other.

@@ -1,0 +1,1 @@
+//! The hub role: decides, writes bindings, drives swaps.

@@ -1,0 +1,1 @@
+//! Issues certificates to workloads whose service account token the API server vouches for.
