@@ -642,6 +642,7 @@ impl World {
             revision,
             swap: previous.and_then(|p| p.swap.clone()),
             document: component.to_json(),
+            previous_document: None,
         };
         Ok(Some((entry, component.digest())))
     }

@@ -223,6 +223,8 @@ closed! {
     pub enum BackendConditionType {
         /// It can be used.
         Ready,
+        /// It is to be deleted and cannot be.
+        InUse,
     }
 }
 
@@ -247,6 +249,8 @@ closed! {
         UnknownComponent,
         /// It is out of use.
         Retired,
+        /// Claims are bound to it.
+        ClaimsBound,
     }
 }
 

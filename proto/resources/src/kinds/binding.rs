@@ -66,6 +66,12 @@ pub struct SwapRecord {
     /// When it stops and asks, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<String>,
+    /// Why it moves, in one sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+    /// Digest of the class and backend that asked for it: what was taken back is not tried again by the same.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cause: String,
 }
 
 /// What sidecars get for one claim.
@@ -90,8 +96,12 @@ pub struct BindingEntry {
     /// The move that goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swap: Option<SwapRecord>,
-    /// The Component document, as JSON text.
+    /// The Component document, as JSON text; that of the new backend while a move goes on.
     pub document: String,
+    /// The document of the old backend, as JSON text. Only while a move goes on: a sidecar that starts in the
+    /// middle of it needs both sides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_document: Option<String>,
 }
 
 /// What one cluster gets of one environment. Only the hub writes it.
@@ -116,6 +126,44 @@ pub struct CapabilityBindingSpec {
     pub entries: Vec<BindingEntry>,
 }
 
+/// Counts of one move, over all sidecars.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct MoveCounts {
+    /// Calls in flight when work was switched.
+    pub in_flight: u64,
+    /// Of these and of the queued ones, those that ended well at the old side.
+    pub finished: u64,
+    /// Messages that were delivered again.
+    pub redelivered: u64,
+    /// Calls that failed because of the move.
+    pub failed: u64,
+}
+
+/// What the sidecars in scope of one claim have put into effect.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct EntryProgress {
+    /// Revision of the entry that all counts are about; one that differs from the entry's says nothing about it.
+    pub revision: i64,
+    /// Phase of the move that all counts are about; absent outside a move.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<SwapPhase>,
+    /// Sidecars in scope, those included that have not answered.
+    pub total: u32,
+    /// Those whose open components, and where their work goes, are what entry and phase ask for.
+    pub reached: u32,
+    /// Those that cannot open the new component or find it not working.
+    pub failed: u32,
+    /// Calls in flight and unread messages at the side that new work does not go to, over all sidecars.
+    pub pending: u64,
+    /// Counts of the move so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counts: Option<MoveCounts>,
+}
+
 /// What an agent reports for one claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
@@ -134,6 +182,9 @@ pub struct BindingEntryStatus {
     /// What is wrong.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// The same in numbers; the steps of a move are taken by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<EntryProgress>,
 }
 
 closed! {

@@ -1,6 +1,7 @@
 use serde::{Deserialize, Serialize};
 
-use super::class::unknown_features;
+use super::binding::MoveCounts;
+use super::class::{SwapStrategy, unknown_features};
 use super::closed::closed;
 use super::common::{CapabilityKind, Condition, Constraint, Explanation, Hint, Operator};
 use super::object::{KindSpec, Problem};
@@ -115,8 +116,10 @@ closed! {
         InProgress,
         /// A move has stopped at its deadline and asks.
         DeadlinePassed,
-        /// A move was taken back.
+        /// A move was taken back; the same is not tried again before its class or backend is edited.
         RolledBack,
+        /// The document for the backend cannot be made.
+        TemplateInvalid,
         /// Nothing is to be done.
         Settled,
         /// A component of the same name in the namespace wins.
@@ -129,6 +132,52 @@ closed! {
         BackendDeleted,
     }
 }
+
+closed! {
+    /// How a move ended.
+    pub enum MoveOutcome {
+        /// The new backend serves the claim.
+        Completed,
+        /// The old backend serves it again.
+        RolledBack,
+    }
+}
+
+/// The receipt of one move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimMove {
+    /// The cluster.
+    pub cluster: String,
+    /// The old backend.
+    pub from: String,
+    /// The new backend.
+    pub to: String,
+    /// The way of moving.
+    pub strategy: SwapStrategy,
+    /// When it began, RFC 3339.
+    pub started_at: String,
+    /// When it ended, RFC 3339.
+    pub ended_at: String,
+    /// How it ended.
+    pub outcome: MoveOutcome,
+    /// Why the claim moved, and why it was taken back if it was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+    /// Digest of the class and backend that asked for it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cause: String,
+    /// Sidecars that took part.
+    #[serde(default)]
+    pub sidecars: u32,
+    /// What became of calls and messages. No data is copied.
+    #[serde(default)]
+    pub counts: MoveCounts,
+}
+
+/// Most receipts that a claim keeps; the newest come first.
+pub const MAX_HISTORY: usize = 10;
 
 /// What the control part answers to a claim. It makes the claim a Provisioned Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +205,9 @@ pub struct CapabilityClaimStatus {
     /// Why this backend.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explanation: Option<Explanation>,
+    /// Its last moves, the newest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<ClaimMove>,
     /// Aspects of its state.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition<ClaimConditionType, ClaimReason>>,

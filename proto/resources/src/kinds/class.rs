@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use super::backend::Tenancy;
 use super::closed::closed;
-use super::common::{CapabilityKind, LabelSelector, Span};
+use super::common::{CapabilityKind, Condition, LabelSelector, Span};
 use super::object::{KindSpec, Problem};
 
 closed! {
@@ -172,18 +172,81 @@ pub struct EnvironmentClassSpec {
     /// What happens when a cluster is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failover: Option<Failover>,
+    /// Agreement to the moves that wait for a person: the digest of their plan, as status.pendingPlan gives it.
+    /// It goes stale when other claims would move, or to another backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved_swap: Option<String>,
 }
 
-/// A class has no state of its own.
+closed! {
+    /// Aspects of a class's state.
+    pub enum ClassConditionType {
+        /// Claims wait for a person before they move.
+        SwapPending,
+        /// It is to be deleted and cannot be.
+        InUse,
+    }
+}
+
+closed! {
+    /// Why a class's state is as it is.
+    pub enum ClassReason {
+        /// Moves wait for approvedSwap.
+        AwaitingApproval,
+        /// Stores would begin empty, and nobody has said that they may.
+        EmptyNotAllowed,
+        /// Nothing waits.
+        Settled,
+        /// Environments are of this class.
+        UsedByEnvironments,
+        /// Nothing is of this class.
+        Unused,
+    }
+}
+
+/// Moves from one backend to another that a person has agreed to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub struct ApprovedMove {
+    /// The old backend.
+    pub from: String,
+    /// The new backend.
+    pub to: String,
+}
+
+/// What a person has agreed to: kept, so that a plan that is half done is still agreed to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+#[serde(default)]
+pub struct ApprovedPlan {
+    /// Digest of the plan.
+    pub digest: String,
+    /// The backends that its claims leave and go to.
+    pub moves: Vec<ApprovedMove>,
+}
+
+/// What the control part answers to a class.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct EnvironmentClassStatus {
     /// Environments of this class.
     pub environments: u32,
+    /// Digest of the plan of all moves that wait for approval; empty when none does.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub pending_plan: String,
+    /// Moves of that plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending_moves: Option<u32>,
+    /// The plan that was approved last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approved: Option<ApprovedPlan>,
     /// Generation of the spec that was looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// Aspects of its state.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition<ClassConditionType, ClassReason>>,
 }
 
 pub(super) const STRATEGY_UNBUILT: &str =

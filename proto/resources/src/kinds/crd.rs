@@ -103,11 +103,9 @@ where
             place.insert("x-kubernetes-list-map-keys".to_owned(), json!([key]));
         }
     }
-    if S::KIND != EnvironmentClassSpec::KIND {
-        let place = at(&mut root, "status.conditions");
-        place.insert("x-kubernetes-list-type".to_owned(), json!("map"));
-        place.insert("x-kubernetes-list-map-keys".to_owned(), json!(["type"]));
-    }
+    let place = at(&mut root, "status.conditions");
+    place.insert("x-kubernetes-list-type".to_owned(), json!("map"));
+    place.insert("x-kubernetes-list-map-keys".to_owned(), json!(["type"]));
     let mut labels = json!({"app.kubernetes.io/part-of": "mecha"});
     if S::KIND == CapabilityClaimSpec::KIND {
         // Service Binding specification: its status names a Secret that any workload may bind to.
@@ -435,7 +433,7 @@ fn bound(schema: &mut Value, name: &str) {
     match map.get("type").and_then(Value::as_str) {
         Some("string") if !map.contains_key("enum") && !map.contains_key("maxLength") => {
             let length = match name {
-                "document" => MAX_DOCUMENT,
+                "document" | "previousDocument" => MAX_DOCUMENT,
                 "value" => 8 * MAX_TEXT,
                 _ => MAX_TEXT,
             };

@@ -25,15 +25,16 @@ pub use backend::{
 };
 pub use binding::{
     Access, BindingConditionType, BindingEntry, BindingEntryStatus, BindingReason, CapabilityBindingSpec,
-    CapabilityBindingStatus, MAX_ENTRIES, Role, SwapPhase, SwapRecord,
+    CapabilityBindingStatus, EntryProgress, MAX_ENTRIES, MoveCounts, Role, SwapPhase, SwapRecord,
 };
 pub use claim::{
-    BindingCount, CapabilityClaimSpec, CapabilityClaimStatus, ClaimConditionType, ClaimPhase, ClaimReason,
-    ReclaimPolicy, ServiceBindingRef,
+    BindingCount, CapabilityClaimSpec, CapabilityClaimStatus, ClaimConditionType, ClaimMove, ClaimPhase, ClaimReason,
+    MAX_HISTORY, MoveOutcome, ReclaimPolicy, ServiceBindingRef,
 };
 pub use class::{
-    Approval, CapabilityRule, EnvironmentClassSpec, EnvironmentClassStatus, Failback, Failover, FailoverMode,
-    Isolation, IsolationTemplate, SwapPolicy, SwapStrategy, WriteAuthority,
+    Approval, ApprovedMove, ApprovedPlan, CapabilityRule, ClassConditionType, ClassReason, EnvironmentClassSpec,
+    EnvironmentClassStatus, Failback, Failover, FailoverMode, Isolation, IsolationTemplate, SwapPolicy, SwapStrategy,
+    WriteAuthority,
 };
 pub use cluster::{
     AgentReport, ClusterCapacity, ClusterConditionType, ClusterReason, MemberClusterSpec, MemberClusterStatus, Origin,
