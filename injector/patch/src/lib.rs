@@ -78,15 +78,11 @@ pub struct Problem {
 /// one: a port or a name is taken, or it runs in the node's network. A pod that does not ask
 /// is never denied.
 pub fn inject(pod: &Value, namespace: &str, config: &Config) -> Result<Injection, Denied> {
+    if !asks(pod)? {
+        return Ok(Injection { patch: Vec::new(), pod: pod.clone(), opted_in: false, warnings: Vec::new() });
+    }
     let mut problems = Vec::new();
     let annotations = Annotations::of(pod);
-    if !annotations.switch("enabled", false, &mut problems) {
-        return if problems.is_empty() {
-            Ok(Injection { patch: Vec::new(), pod: pod.clone(), opted_in: false, warnings: Vec::new() })
-        } else {
-            Err(Denied::new(problems))
-        };
-    }
     let pod = Pod::new(pod);
     let mut warnings = Vec::new();
     let settings = Settings::read(&annotations, &pod, config, &mut problems, &mut warnings);
@@ -100,6 +96,23 @@ pub fn inject(pod: &Value, namespace: &str, config: &Config) -> Result<Injection
     labels(&mut editor, &settings);
     let (patch, pod) = editor.finish();
     Ok(Injection { patch, pod, opted_in: true, warnings })
+}
+
+/// Whether a pod asks for a sidecar; only its annotations are looked at.
+///
+/// # Errors
+///
+/// [`Denied`] names the annotation when it says neither yes nor no.
+pub fn asks(pod: &Value) -> Result<bool, Denied> {
+    let mut problems = Vec::new();
+    let asks = Annotations::of(pod).switch("enabled", false, &mut problems);
+    if problems.is_empty() { Ok(asks) } else { Err(Denied::new(problems)) }
+}
+
+/// Whether a container of the pod, of either list, has the sidecar's name.
+#[must_use]
+pub fn has_sidecar(pod: &Value) -> bool {
+    Pod::new(pod).has_sidecar()
 }
 
 /// Gives the app's containers what they need to find the sidecar.

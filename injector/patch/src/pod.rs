@@ -89,7 +89,11 @@ impl<'a> Pod<'a> {
     pub(crate) fn injected_by_nobody(&self) -> bool {
         let labels = self.0.pointer("/metadata/labels");
         let injected = labels.and_then(|labels| labels.get(LABEL_INJECTED)).is_some_and(|label| label == "true");
-        !injected && self.containers().any(|container| container["name"] == CONTAINER)
+        !injected && self.has_sidecar()
+    }
+
+    pub(crate) fn has_sidecar(&self) -> bool {
+        self.containers().any(|container| container["name"] == CONTAINER)
     }
 
     pub(crate) fn tolerates(&self, keys: &[String]) -> bool {
