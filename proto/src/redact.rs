@@ -54,7 +54,7 @@ redacted! {
     components::GetSecretResponse { ; data => Keys }
     components::SecretResponse { ; secrets => Keys }
     components::MetadataRequest { ; properties => Keys }
-    delivery::Document { kind revision r#move; resource => hidden }
+    delivery::Document { kind revision r#move unresolved; resource => hidden }
     delivery::Move { from to phase deadline; previous => hidden }
     delivery::SignedSnapshot { ; payload => hidden, signature => hidden, chain => hidden }
     operator::ComponentUpdateEvent { r#type; component => hidden }

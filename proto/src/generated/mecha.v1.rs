@@ -61,7 +61,7 @@ pub struct DocumentSet {
     /// Rises with each set of a stream.
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
-    /// SHA-256 over documents and moves in canonical form, as "sha256:" and hex.
+    /// SHA-256 over the documents, each in its protobuf encoding with its length before it, as "sha256:" and hex.
     #[prost(string, tag = "2")]
     pub digest: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "3")]
@@ -85,6 +85,11 @@ pub struct Document {
     /// Set while the claim behind it moves from one backend to another.
     #[prost(message, optional, tag = "4")]
     pub r#move: ::core::option::Option<Move>,
+    /// The Secret or key that is missing, in words. The document then comes without that value: a sidecar that runs
+    /// one of this kind and name keeps it as it is, any other does without. Such a set has no snapshot; the one
+    /// before stays good.
+    #[prost(string, tag = "5")]
+    pub unresolved: ::prost::alloc::string::String,
 }
 /// A move that goes on. The document beside it is the new one, previous the old one.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
