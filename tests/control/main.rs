@@ -1,4 +1,7 @@
-//! The control part on a real API server.
+//! The control part on a real API server, where several of its roles, the sidecar or the command line take part.
+//!
+//! What one role does alone is tested in its own crate, `injector/<role>/tests/real_server.rs`, which compiles
+//! without the others; `injector/apiserver/tests/real_server.rs` shows the form.
 
 #![allow(clippy::unwrap_used, reason = "a test ends by panicking")]
 
