@@ -1,6 +1,6 @@
 //! What an edit would move, before anything moves.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use mecha_resources::kinds::SwapStrategy;
@@ -19,6 +19,10 @@ pub enum Blocked {
     EmptyNotAllowed,
     /// The document cannot be made.
     TemplateInvalid(String),
+    /// Another move of the claim has not ended yet.
+    Moving,
+    /// The same move was taken back, and nothing has been edited since.
+    RolledBack,
 }
 
 impl fmt::Display for Blocked {
@@ -29,11 +33,27 @@ impl fmt::Display for Blocked {
                 "the new store begins empty, no data is copied; set swap.emptyOk in the class or pass --empty-ok",
             ),
             Self::TemplateInvalid(message) => f.write_str(message),
+            Self::Moving => f.write_str("begins when the move that goes on has ended"),
+            Self::RolledBack => {
+                f.write_str("the same move was taken back; edit the class or the backend to try it again")
+            }
         }
     }
 }
 
-/// What a person has agreed to.
+/// Why a claim begins no move now, whatever the class says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// It is on the move.
+    Moving,
+    /// Its move to this backend was taken back.
+    RolledBack {
+        /// The backend.
+        to: String,
+    },
+}
+
+/// What a person has agreed to, and what the past forbids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Consent {
     /// Every move.
@@ -42,6 +62,8 @@ pub struct Consent {
     pub moves: BTreeSet<(String, String, String)>,
     /// Stores may begin empty.
     pub empty_ok: bool,
+    /// Claims that begin no move now, by claim.
+    pub held: BTreeMap<String, Hold>,
 }
 
 /// One claim that would move.

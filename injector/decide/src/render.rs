@@ -4,6 +4,7 @@ use std::fmt;
 
 use mecha_resources::kinds::{CapabilityBackend, CapabilityClaim, ComponentTemplate, Span};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::canonical::{Digest, digest_of};
 use crate::class::environment_slug;
@@ -163,6 +164,23 @@ impl Component {
         }
         digest_of(&timeless)
     }
+}
+
+/// [`Component::digest`] of a document as text, so that what is kept digests as what is made anew.
+#[must_use]
+pub fn document_digest(document: &str) -> Digest {
+    let Ok(mut timeless) = serde_json::from_str::<Value>(document) else { return digest_of(&document) };
+    let clear = |text: Option<&mut Value>| {
+        if let Some(text @ Value::String(_)) = text {
+            *text = Value::String(String::new());
+        }
+    };
+    clear(timeless.pointer_mut("/metadata/annotations/mecha.dev~1revision"));
+    let items = timeless.pointer_mut("/spec/metadata").and_then(Value::as_array_mut);
+    for item in items.into_iter().flatten() {
+        clear(item.pointer_mut("/secretKeyRef/name"));
+    }
+    digest_of(&timeless)
 }
 
 /// The document for `claim` at `backend`, as of `revision`.

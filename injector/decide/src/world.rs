@@ -13,11 +13,11 @@ use crate::backends::{
     Backend, BackendDecision, Challenger, Choice, ClaimRequest, Current, Hysteresis, decide_backend,
 };
 use crate::canonical::{Digest, digest_of};
-use crate::class::{connect_to, resolve_class, rule_for, strategy_for};
+use crate::class::{ClassProblem, connect_to, resolve_class, rule_for, strategy_for};
 use crate::clusters::{Cluster, ClusterDecision, Gravity, PlacementRequest, Standing, decide_clusters};
 use crate::inventory::Inventory;
-use crate::plan::{Blocked, Consent};
-use crate::render::{Tenant, render};
+use crate::plan::{Blocked, Consent, Hold};
+use crate::render::{Tenant, document_digest, render};
 
 /// What to take for true where nothing has been observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -226,6 +226,25 @@ impl World {
     /// Adds or replaces a placement.
     pub fn put_placement(&mut self, object: AppPlacement) {
         self.placements.insert(object.key(), object);
+    }
+
+    /// Adds a Component that somebody wrote by hand; claims of its name in its namespace give way to it.
+    pub fn put_component(&mut self, namespace: &str, name: &str) {
+        self.components.insert((namespace.to_owned(), name.to_owned()));
+    }
+
+    /// The class of an environment.
+    ///
+    /// # Errors
+    /// None or several fit.
+    pub fn class_of(&self, environment: &Environment) -> Result<&EnvironmentClass, ClassProblem> {
+        resolve_class(environment, &self.classes)
+    }
+
+    /// The clusters of an environment: those of its status, else all that its class allows.
+    #[must_use]
+    pub fn clusters_for(&self, environment: &Environment) -> BTreeSet<String> {
+        self.class_of(environment).map(|class| self.clusters_of(environment, class)).unwrap_or_default()
     }
 
     /// When a better candidate is worth a move.
@@ -551,6 +570,11 @@ impl World {
                     let Some(claim) = self.claims.get(&outcome.claim) else { continue };
                     let target = targets_of.get(outcome.claim.as_str()).is_some_and(|t| t.contains(&cluster));
                     let previous = had(claim.name());
+                    // Both sides of a move stay as they are until it has ended.
+                    if let Some(moving) = previous.filter(|p| p.swap.is_some()) {
+                        entries.push(kept(moving));
+                        continue;
+                    }
                     let Some(backend) = outcome.backend.clone().filter(|_| target) else { continue };
                     match self.entry(claim, &backend, tenant, previous, next) {
                         Ok(Some(entry)) => entries.push(entry),
@@ -593,9 +617,7 @@ impl World {
                 if entries.is_empty() && last.is_none() {
                     continue;
                 }
-                let decided: Vec<_> =
-                    entries.iter().map(|(e, d)| (&e.claim, &e.backend, e.role, e.access, d)).collect();
-                let digest = digest_of(&decided).to_string();
+                let digest = decided_digest(&entries).to_string();
                 let entries: Vec<_> = entries.into_iter().map(|(entry, _)| entry).collect();
                 let revision = match last {
                     Some(last) if last.entries == entries => last.revision,
@@ -649,7 +671,19 @@ impl World {
 }
 
 fn kept(entry: &BindingEntry) -> (BindingEntry, Digest) {
-    (entry.clone(), digest_of(&(&entry.backend, &entry.document)))
+    (entry.clone(), document_digest(&entry.document))
+}
+
+/// The digest of a binding with these entries, in the order of their claims: of what was decided, at no revision.
+#[must_use]
+pub fn entries_digest(entries: &[BindingEntry]) -> Digest {
+    let entries: Vec<_> = entries.iter().map(kept).collect();
+    decided_digest(&entries)
+}
+
+fn decided_digest(entries: &[(BindingEntry, Digest)]) -> Digest {
+    let decided: Vec<_> = entries.iter().map(|(e, d)| (&e.claim, &e.backend, e.role, e.access, d)).collect();
+    digest_of(&decided)
 }
 
 /// Features in the order of their closed list.
@@ -659,6 +693,11 @@ fn in_order(kind: CapabilityKind, features: &BTreeSet<String>) -> Vec<String> {
 
 /// What keeps a move from beginning.
 fn blocked(claim: &CapabilityClaim, rule: &CapabilityRule, from: &str, to: &str, consent: &Consent) -> Option<Blocked> {
+    match consent.held.get(&claim.key()) {
+        Some(Hold::Moving) => return Some(Blocked::Moving),
+        Some(Hold::RolledBack { to: held }) if held == to => return Some(Blocked::RolledBack),
+        _ => {}
+    }
     let swap = rule.swap.as_ref();
     let empty_ok = consent.empty_ok || swap.is_some_and(|s| s.empty_ok);
     if claim.spec.kind == CapabilityKind::State && !empty_ok {

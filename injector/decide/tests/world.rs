@@ -1,7 +1,7 @@
 //! Files in, bindings out: what a platform team and a developer see.
 
-use mecha_decide::{Assume, Blocked, Choice, Consent, Memory, MoveWhy, Plan, World, claim_slug};
-use mecha_resources::kinds::{ClaimReason, DecideReason, Documents, SwapStrategy};
+use mecha_decide::{Assume, Blocked, Choice, Consent, Hold, Memory, MoveWhy, Plan, World, claim_slug, entries_digest};
+use mecha_resources::kinds::{ClaimReason, DecideReason, Documents, SwapPhase, SwapRecord, SwapStrategy};
 
 const SHOP: &str = r#"
 apiVersion: mecha.dev/v1alpha1
@@ -254,4 +254,44 @@ fn a_wrong_template_keeps_what_is_there() {
     assert_eq!(evaluation.bindings[0].entries, before.bindings[0].entries);
     let blocked = evaluation.claims.iter().find_map(|c| c.blocked.clone()).unwrap();
     assert!(blocked.to_string().contains("the template {{ claim.slugg }} is none of claim.slug"), "{blocked}");
+}
+
+#[test]
+fn what_is_kept_digests_as_what_is_made_anew() {
+    let evaluation = shop("redis", "postgres").evaluate(&Memory::default(), &Consent::default(), 0);
+    let binding = &evaluation.bindings[0];
+    assert_eq!(entries_digest(&binding.entries).to_string(), binding.digest);
+}
+
+#[test]
+fn a_claim_on_the_move_keeps_both_sides_until_the_end() {
+    let before = shop("embedded", "postgres").evaluate(&Memory::default(), &Consent::default(), 0);
+    let moved = shop("redis", "postgres").evaluate(&before.memory, &Consent::default(), 10);
+    let mut memory = moved.memory.clone();
+    let binding = memory.bindings.values_mut().next().unwrap();
+    let entry = binding.entries.iter_mut().find(|e| e.claim == "events").unwrap();
+    entry.previous_document = Some("{}".to_owned());
+    entry.swap = Some(SwapRecord {
+        from: "embedded".to_owned(),
+        to: "streams".to_owned(),
+        strategy: SwapStrategy::Drain,
+        phase: SwapPhase::Drain,
+        started_at: String::new(),
+        deadline: None,
+        why: String::new(),
+        cause: String::new(),
+    });
+    let stored = binding.clone();
+    let consent = Consent { held: [("team-a-dev/events".to_owned(), Hold::Moving)].into(), ..Consent::default() };
+    let back = shop("embedded", "postgres").evaluate(&memory, &consent, 20);
+    assert_eq!(back.bindings[0].entries, stored.entries);
+    let outcome = back.claims.iter().find(|c| c.claim == "team-a-dev/events").unwrap();
+    assert_eq!((outcome.blocked.clone(), outcome.backend.as_deref()), (Some(Blocked::Moving), Some("streams")));
+
+    let held = Hold::RolledBack { to: "streams".to_owned() };
+    let consent = Consent { held: [("team-a-dev/events".to_owned(), held)].into(), ..Consent::default() };
+    let held = shop("redis", "postgres").evaluate(&before.memory, &consent, 10);
+    let outcome = held.claims.iter().find(|c| c.claim == "team-a-dev/events").unwrap();
+    assert_eq!((outcome.blocked.clone(), outcome.backend.as_deref()), (Some(Blocked::RolledBack), Some("embedded")));
+    assert_eq!(held.bindings, before.bindings);
 }
