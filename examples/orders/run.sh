@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds mecha, runs the shop of this folder on its embedded defaults, or on Redis, Kafka and PostgreSQL, buys from it,
-# and checks that the books add up.
+# and checks that the books add up. Then replaces the broker under it while orders come in, by editing one line.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -12,6 +12,7 @@ profile=debug
 mecha=
 shop=
 customer=
+dev=
 servers=
 lock=
 
@@ -19,7 +20,8 @@ usage() {
   cat <<'END'
 Usage: bash examples/orders/run.sh [--backends] [--keep] [--release]
 
-Builds mecha, starts a small shop of three apps, buys from it and says what happened.
+Builds mecha, starts a small shop of three apps, buys from it and says what happened. In a second act the broker under
+the shop is replaced while orders come in, by an edit of one line.
 
   --backends  run it on a Redis, a PostgreSQL and an Apache Kafka that are started for it,
               by another folder of resources; the apps stay as they are
@@ -67,6 +69,7 @@ leave() {
   trap - EXIT HUP INT TERM
   stop "$customer" || true
   stop "$shop" || true
+  stop "$dev" || true
   stop_servers || true
   exit "$status"
 }
@@ -138,12 +141,13 @@ take_turns() {
   flock -w 600 "$lock" || fail "the other run did not end within 10 minutes"
 }
 
-# The ports in dapr.yaml are fixed, so that everybody knows them.
+# The ports in dapr.yaml, and that of the regulars, are fixed, so that everybody knows them.
 check_ports() {
   local port
-  for port in $(sed -n 's/^ *appPort: *//p' "$here/dapr.yaml"); do
+  for port in $(sed -n 's/^ *appPort: *//p' "$here/dapr.yaml") "$REGULARS_PORT"; do
     if (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
-      fail "port $port is in use, and the shop needs it" "end what listens there, or change appPort in $here/dapr.yaml"
+      fail "port $port is in use, and the shop needs it" "end what listens there, or change appPort in $here/dapr.yaml" \
+        "(the regulars' port is in $here/act-two.sh)"
     fi
   done
 }
@@ -195,6 +199,20 @@ start_servers() {
   . "$said"
   set +a
 }
+
+# Until Ctrl-C; the argument is the shop's log.
+stay_open() {
+  say "The shop stays open. In another terminal, try:"
+  say "  export MECHA_HOME=$MECHA_HOME"
+  say "  $mecha list"
+  say "  $mecha invoke --app-id inventory --method stock --data '[\"tea\"]'"
+  say "Its log is $1. Ctrl-C closes it."
+  wait "$shop" || fail "the shop ended by itself with status $?; its log is $1"
+  exit 0
+}
+
+# shellcheck source=act-two.sh
+. "$here/act-two.sh"
 
 while [ $# -gt 0 ]; do
   case $1 in
@@ -268,20 +286,11 @@ if [ "$served" -ne 0 ]; then
   fail "the customer was not served as it should; logs: $work/log/customer.log and $log"
 fi
 
-say
-if $keep; then
-  say "The shop stays open. In another terminal, try:"
-  say "  export MECHA_HOME=$MECHA_HOME"
-  say "  $mecha list"
-  say "  $mecha invoke --app-id inventory --method stock --data '[\"tea\"]'"
-  say "Its log is $log. Ctrl-C closes it."
-  wait "$shop" || fail "the shop ended by itself with status $?; its log is $log"
-  exit 0
-fi
 closed=0
 stop "$shop" || closed=$?
 shop=
 [ "$closed" -eq 0 ] || fail "the shop did not close as it should (status $closed); its log is $log"
+act_two
 stop_servers || fail "the servers did not end as they should; see $work/log/servers.log"
 servers=
-say "The shop is closed; nothing of it is left running. Its log is $log."
+say "The shop is closed; nothing of it is left running. Its logs are in $work/log."

@@ -2,41 +2,16 @@
 // they do.
 
 const { randomUUID } = require("node:crypto");
-const { setTimeout: pause } = require("node:timers/promises");
-const { DaprClient, HttpMethod, LogLevel } = require("@dapr/dapr");
+const { DaprClient, LogLevel } = require("@dapr/dapr");
+const { caller, opened, shipped: shippedOf } = require("./calls");
 
 const ORDERS = 60;
 const AT_ONCE = 12;
 const STOCK = { tea: 20, coffee: 200, cocoa: 39 };
-/** How long anything may take before this counts as broken. */
-const PATIENCE_MS = 90_000;
 
 const client = new DaprClient({ logger: { level: LogLevel.Error } });
-const call = (app, method, body) => client.invoker.invoke(app, method, HttpMethod.POST, body);
-
-/** Asks until the answer is there; complains with the last answer or error after a while. */
-async function until(what, ask) {
-  const deadline = Date.now() + PATIENCE_MS;
-  let last;
-  for (;;) {
-    try {
-      const answer = await ask();
-      if (answer.done) return answer;
-      last = answer.now;
-    } catch (error) {
-      last = error.message;
-    }
-    if (Date.now() > deadline) {
-      throw new Error(`gave up after ${PATIENCE_MS / 1000} s waiting until ${what}; the last answer was ${last}`);
-    }
-    await pause(100);
-  }
-}
-
-async function isReady(app) {
-  const { ready } = await client.invoker.invoke(app, "ready", HttpMethod.GET);
-  return { done: ready, now: "not yet" };
-}
+const shopfront = caller(client);
+const { call } = shopfront;
 
 /** Places all orders, some at the same time; returns each with what checkout said. */
 async function shop(orders) {
@@ -56,9 +31,7 @@ const pieces = (orders) => orders.reduce((sum, { quantity }) => sum + quantity, 
 async function main() {
   await client.start();
 
-  await until("inventory answers", async () => ({ done: (await call("inventory", "restock", STOCK)).restocked }));
-  await until("checkout is ready", () => isReady("checkout"));
-  await until("shipping is ready", () => isReady("shipping"));
+  await opened(shopfront, STOCK);
   console.log("The shop is open. On the shelves:");
   for (const [item, quantity] of Object.entries(STOCK)) console.log(`  ${item.padEnd(7)} ${quantity}`);
 
@@ -93,17 +66,7 @@ async function main() {
     "through, and the other looked again.");
 
   const ids = taken.map(({ id }) => id);
-  await until("checkout knows every order as shipped", async () => {
-    const { orders: known, reason } = await call("checkout", "status", ids);
-    if (reason) throw new Error(reason);
-    const open = known.filter((order) => order?.status !== "shipped").length;
-    return { done: open === 0, now: `${open} orders not shipped` };
-  });
-  const books = await until("the dock is empty", async () => {
-    const report = await client.invoker.invoke("shipping", "report", HttpMethod.GET);
-    if (report.reason) throw new Error(report.reason);
-    return { done: report.waiting === 0, now: `${report.waiting} orders on the dock`, ...report };
-  });
+  const books = await shippedOf(shopfront, ids);
   const shipped = ids.map((id) => books.shipped[id]).filter(Boolean);
   console.log(`\nshipping heard of ${taken.length} orders, found every voucher genuine, and its truck took ` +
     `${shipped.length} of them away in ${books.tours} tours.`);
