@@ -27,6 +27,6 @@ pub use identity::{Identity, IdentityError};
 pub use keys::{CertificateRequest, KeyError, KeyKind, KeyPair, RequestError};
 pub use live::{Clients, Live};
 pub use rustls;
-pub use signature::{SignatureError, sign, verify};
+pub use signature::{SignatureError, verify};
 pub use spiffe::{SpiffeId, SpiffeIdError};
 pub use verify::{Expect, PeerError, explain, explain_io, peer_id};

@@ -2,12 +2,18 @@
 //!
 //! ECDSA P-256 with SHA-256, ASN.1 DER: the one algorithm of keys of this crate.
 
+use std::time::SystemTime;
+
 use rustls::SignatureScheme;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::sign::SigningKey;
 use webpki::ring::{ECDSA_P256_SHA256, ECDSA_P256_SHA384, ECDSA_P384_SHA256, ECDSA_P384_SHA384, ED25519};
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use webpki::{EndEntityCert, KeyUsage};
+
+use crate::bundle::Bundle;
+use crate::identity::Identity;
+use crate::spiffe::SpiffeId;
+use crate::verify::leaf_id;
 
 /// Issuers between a signer and an anchor; more make no sense.
 const MAX_CHAIN: usize = 8;
@@ -29,29 +35,33 @@ pub enum SignatureError {
     #[error("no trust anchor stands behind the signer: {0}")]
     Untrusted(String),
     /// Somebody else has signed.
-    #[error("it is signed by {found:?} instead of {wanted:?}")]
+    #[error("it is signed by {found} instead of {wanted}")]
     Signer {
         /// Who was to sign.
-        wanted: String,
-        /// Whose certificate it is: all its URI names.
-        found: Vec<String>,
+        wanted: SpiffeId,
+        /// Whose certificate it is.
+        found: SpiffeId,
     },
     /// The payload is not what was signed.
     #[error("the signature does not fit the payload")]
     Mismatch,
 }
 
-/// Signs `payload`; the signature is ASN.1 DER.
-///
-/// # Errors
-/// The key is not of ECDSA P-256, or the source of randomness failed.
-pub fn sign(key: &dyn SigningKey, payload: &[u8]) -> Result<Vec<u8>, SignatureError> {
-    let signer = key.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256]).ok_or(SignatureError::Key)?;
-    signer.sign(payload).map_err(|e| SignatureError::Sign(e.to_string()))
+impl Identity {
+    /// Signs `payload` with the key of this identity; the signature is ASN.1 DER. Send [`Identity::chain_pem`]
+    /// along, so that it can be checked.
+    ///
+    /// # Errors
+    /// The key is not of ECDSA P-256, or the source of randomness failed.
+    pub fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, SignatureError> {
+        let certified = self.certified();
+        let scheme = &[SignatureScheme::ECDSA_NISTP256_SHA256];
+        let signer = certified.key.choose_scheme(scheme).ok_or(SignatureError::Key)?;
+        signer.sign(payload).map_err(|e| SignatureError::Sign(e.to_string()))
+    }
 }
 
-/// Checks that the workload with the SPIFFE id `signer` has signed `payload`, and that one of `anchors`
-/// stood behind it `at` that time.
+/// Checks that `signer` has signed `payload`, and that a root of `bundle` stood behind it `at` that time.
 ///
 /// `chain` is the signer's certificate and its issuers, PEM. For a signature that outlives the certificate,
 /// `at` is the time it says it was made; whoever calls judges whether that is recent enough.
@@ -62,21 +72,21 @@ pub fn verify(
     payload: &[u8],
     signature: &[u8],
     chain: &[u8],
-    anchors: &[CertificateDer<'_>],
-    signer: &str,
-    at: UnixTime,
+    bundle: &Bundle,
+    signer: &SpiffeId,
+    at: SystemTime,
 ) -> Result<(), SignatureError> {
+    let unreadable = |e: &dyn std::fmt::Display| SignatureError::Chain(e.to_string());
     let chain = CertificateDer::pem_slice_iter(chain)
         .take(MAX_CHAIN)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| SignatureError::Chain(format!("{e:?}")))?;
-    let (first, issuers) =
-        chain.split_first().ok_or_else(|| SignatureError::Chain("it holds no certificate".to_owned()))?;
-    let leaf = EndEntityCert::try_from(first).map_err(|e| SignatureError::Chain(e.to_string()))?;
-    let anchors: Vec<_> = anchors.iter().filter_map(|anchor| anchor_from_trusted_cert(anchor).ok()).collect();
+        .map_err(|e| unreadable(&e))?;
+    let (first, issuers) = chain.split_first().ok_or_else(|| unreadable(&"it holds no certificate"))?;
+    let leaf = EndEntityCert::try_from(first).map_err(|e| unreadable(&e))?;
+    let at = UnixTime::since_unix_epoch(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
     leaf.verify_for_usage(
         &[ECDSA_P256_SHA256, ECDSA_P256_SHA384, ECDSA_P384_SHA256, ECDSA_P384_SHA384, ED25519],
-        &anchors,
+        &bundle.anchors(at),
         issuers,
         at,
         KeyUsage::server_auth(),
@@ -84,74 +94,59 @@ pub fn verify(
         None,
     )
     .map_err(|e| SignatureError::Untrusted(e.to_string()))?;
-    let found: Vec<String> = leaf.valid_uri_names().map(str::to_owned).collect();
-    if found != [signer] {
-        return Err(SignatureError::Signer { wanted: signer.to_owned(), found });
+    let found = leaf_id(first).map_err(|e| unreadable(&e))?;
+    if found != *signer {
+        return Err(SignatureError::Signer { wanted: signer.clone(), found });
     }
     leaf.verify_signature(ECDSA_P256_SHA256, payload, signature).map_err(|_| SignatureError::Mismatch)
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test ends by panicking")]
-
     use std::time::Duration;
 
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
-    use rustls::crypto::ring::sign::any_supported_type;
-    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-
     use super::*;
+    use crate::keys::{KeyKind, KeyPair};
+    use crate::testing::Ca;
 
     const AGENT: &str = "spiffe://cluster.local/ns/mecha-system/dapr-operator";
 
-    fn authority() -> CertifiedIssuer<'static, KeyPair> {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-    }
-
-    fn workload(id: &str, authority: &CertifiedIssuer<'static, KeyPair>) -> (String, std::sync::Arc<dyn SigningKey>) {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
-        let certificate = params.signed_by(&key, authority).unwrap();
-        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        (certificate.pem(), any_supported_type(&der).unwrap())
-    }
-
     #[test]
-    fn only_the_named_signer_under_a_known_anchor_is_believed() {
-        let (known, unknown) = (authority(), authority());
-        let anchors = [known.der().clone()];
-        let now = UnixTime::now();
-        let (chain, key) = workload(AGENT, &known);
-        let signature = sign(&*key, b"documents").unwrap();
-        let check = |payload: &[u8], signature: &[u8], chain: &str, anchors: &[CertificateDer<'_>], at| {
-            verify(payload, signature, chain.as_bytes(), anchors, AGENT, at)
+    fn only_the_named_signer_under_a_known_root_is_believed() {
+        let (known, unknown) = (Ca::new("known"), Ca::new("unknown"));
+        let bundle = |ca: &Ca| Bundle::from_pem(&ca.root_pem()).unwrap();
+        let agent = SpiffeId::parse(AGENT).unwrap();
+        let now = SystemTime::now();
+        let check = |payload: &[u8], signature: &[u8], chain: &str, bundle: &Bundle, at| {
+            verify(payload, signature, chain.as_bytes(), bundle, &agent, at)
         };
-        assert_eq!(check(b"documents", &signature, &chain, &anchors, now), Ok(()));
-        assert_eq!(check(b"document5", &signature, &chain, &anchors, now), Err(SignatureError::Mismatch));
-        assert_eq!(check(b"documents", b"", &chain, &anchors, now), Err(SignatureError::Mismatch));
-        assert!(matches!(check(b"documents", &signature, "", &anchors, now), Err(SignatureError::Chain(_))));
+        let identity = known.identity(AGENT);
+        let (signature, chain) = (identity.sign(b"documents").unwrap(), identity.chain_pem());
+        assert_eq!(check(b"documents", &signature, &chain, &bundle(&known), now), Ok(()));
+        assert_eq!(check(b"document5", &signature, &chain, &bundle(&known), now), Err(SignatureError::Mismatch));
+        assert_eq!(check(b"documents", b"", &chain, &bundle(&known), now), Err(SignatureError::Mismatch));
+        let error = check(b"documents", &signature, "", &bundle(&known), now).unwrap_err();
+        assert!(matches!(error, SignatureError::Chain(_)), "{error}");
         // A neighbour with a certificate of the same authority is no agent.
-        let (neighbour, key) = workload("spiffe://public/ns/shop/cart", &known);
-        let forged = sign(&*key, b"documents").unwrap();
-        assert!(matches!(check(b"documents", &forged, &neighbour, &anchors, now), Err(SignatureError::Signer { .. })));
-        // Nor is who names itself so under another authority.
-        let (impostor, key) = workload(AGENT, &unknown);
-        let forged = sign(&*key, b"documents").unwrap();
-        assert!(matches!(check(b"documents", &forged, &impostor, &anchors, now), Err(SignatureError::Untrusted(_))));
-        assert!(matches!(check(b"documents", &signature, &chain, &[], now), Err(SignatureError::Untrusted(_))));
-        // Certificates without dates end in the year 4096.
-        let late = UnixTime::since_unix_epoch(Duration::from_secs(100_000_000_000));
-        assert!(matches!(check(b"documents", &signature, &chain, &anchors, late), Err(SignatureError::Untrusted(_))));
+        let neighbour = known.identity("spiffe://public/ns/shop/cart");
+        let forged = neighbour.sign(b"documents").unwrap();
+        let error = check(b"documents", &forged, &neighbour.chain_pem(), &bundle(&known), now).unwrap_err();
+        assert!(matches!(error, SignatureError::Signer { .. }), "{error}");
+        // Nor is who takes its name under another authority.
+        let impostor = unknown.identity(AGENT);
+        let forged = impostor.sign(b"documents").unwrap();
+        let error = check(b"documents", &forged, &impostor.chain_pem(), &bundle(&known), now).unwrap_err();
+        assert!(matches!(error, SignatureError::Untrusted(_)), "{error}");
+        let late = now + Duration::from_secs(7200);
+        let error = check(b"documents", &signature, &chain, &bundle(&known), late).unwrap_err();
+        assert!(matches!(error, SignatureError::Untrusted(_)), "{error}");
     }
 
     #[test]
     fn another_kind_of_key_does_not_sign() {
-        let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
-        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        assert_eq!(sign(&*any_supported_type(&der).unwrap(), b"x"), Err(SignatureError::Key));
+        let (authority, key) = (Ca::new("known"), KeyPair::generate(KeyKind::Ed25519).unwrap());
+        let chain = authority.sign(&key, &[AGENT], Duration::from_secs(60));
+        let identity = Identity::from_pem(&chain, &key).unwrap();
+        assert_eq!(identity.sign(b"x"), Err(SignatureError::Key));
     }
 }
