@@ -11,6 +11,7 @@ pub mod fuzzing;
 pub mod grpc;
 pub mod handover;
 pub mod http;
+pub mod identity;
 pub mod logging;
 pub mod peer;
 pub mod ports;

@@ -3,13 +3,16 @@
 use std::fmt::{self, Write as _};
 use std::time::SystemTime;
 
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
+use webpki::KeyUsage;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::identity::{pem, system_time};
+use crate::identity::{Identity, pem, system_time};
+use crate::verify::verify_chain;
 
 /// Most roots of a bundle. A rotation has two or three; federated trust domains some more.
 const MAX_ROOTS: usize = 256;
@@ -139,6 +142,18 @@ impl Bundle {
         self.roots.iter().map(|root| root.not_after).max().unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
+    /// Whether `identity` leads to one of the roots at `now`: whether peers with this bundle
+    /// would let it in.
+    #[must_use]
+    pub fn trusts(&self, identity: &Identity, now: SystemTime) -> bool {
+        let Ok(since) = now.duration_since(SystemTime::UNIX_EPOCH) else { return false };
+        let now = UnixTime::since_unix_epoch(since);
+        let algorithms = ring::default_provider().signature_verification_algorithms;
+        let chain = &identity.certified().cert;
+        let Some((leaf, rest)) = chain.split_first() else { return false };
+        verify_chain(self, algorithms, leaf, rest, now, KeyUsage::client_auth()).is_ok()
+    }
+
     /// The anchors that are valid at `now`.
     pub(crate) fn anchors(&self, now: UnixTime) -> Vec<TrustAnchor<'_>> {
         let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(now.as_secs());
@@ -194,6 +209,16 @@ mod tests {
         assert_eq!(both.digest(), new.union(&old).unwrap().digest());
         assert_ne!(both.digest(), old.digest());
         assert_eq!(both.digest().len(), 64);
+    }
+
+    #[test]
+    fn a_bundle_tells_whom_it_trusts() {
+        let (a, b) = (Ca::new("root"), Ca::new("root"));
+        let bundle = Bundle::from_pem(&a.root_pem()).unwrap();
+        let now = SystemTime::now();
+        let id = "spiffe://td/ns/a/b";
+        assert!(bundle.trusts(&a.identity(id), now) && bundle.trusts(&a.below("issuer").identity(id), now));
+        assert!(!bundle.trusts(&b.identity(id), now) && !bundle.trusts(&a.ended(id), now));
     }
 
     #[test]

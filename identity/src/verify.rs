@@ -14,6 +14,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::bundle::Bundle;
 use crate::live::Live;
 use crate::spiffe::{SpiffeId, SpiffeIdError};
 
@@ -173,7 +174,14 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let found = chain(&self.live, self.algorithms, end_entity, intermediates, now, KeyUsage::server_auth())?;
+        let found = verify_chain(
+            &self.live.bundle(),
+            self.algorithms,
+            end_entity,
+            intermediates,
+            now,
+            KeyUsage::server_auth(),
+        )?;
         if !self.expect.accepts(&found) {
             return Err(refused(PeerError::Unexpected { expected: self.expect.to_string(), found }));
         }
@@ -219,7 +227,7 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        chain(&self.live, self.algorithms, end_entity, intermediates, now, KeyUsage::client_auth())?;
+        verify_chain(&self.live.bundle(), self.algorithms, end_entity, intermediates, now, KeyUsage::client_auth())?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -246,9 +254,9 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// Leads a chain to a root in force, and reads the id of its leaf.
-fn chain(
-    live: &Live,
+/// Leads a chain to a root of the bundle, and reads the id of its leaf.
+pub(crate) fn verify_chain(
+    bundle: &Bundle,
     algorithms: WebPkiSupportedAlgorithms,
     end_entity: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -256,7 +264,6 @@ fn chain(
     usage: KeyUsage,
 ) -> Result<SpiffeId, rustls::Error> {
     let leaf = EndEntityCert::try_from(end_entity).map_err(chain_error)?;
-    let bundle = live.bundle();
     let anchors = bundle.anchors(now);
     leaf.verify_for_usage(algorithms.all, &anchors, intermediates, now, usage, None, None).map_err(chain_error)?;
     leaf_id(end_entity).map_err(refused)

@@ -28,6 +28,9 @@ pub struct Env {
     pub host_ip: Option<String>,
     /// `DAPR_TRUST_ANCHORS`: PEM roots.
     pub trust_anchors: Option<String>,
+    /// `MECHA_TRUST_ANCHORS_FILE`: file with PEM roots, followed; counts before `DAPR_TRUST_ANCHORS`
+    /// once it is there.
+    pub trust_anchors_file: Option<PathBuf>,
     /// `DAPR_SENTRY_TOKEN_FILE`.
     pub sentry_token_file: Option<PathBuf>,
     /// `SENTRY_LOCAL_IDENTITY`.
@@ -115,6 +118,7 @@ impl Env {
             pod_name: get("POD_NAME"),
             host_ip: get("DAPR_HOST_IP"),
             trust_anchors: get("DAPR_TRUST_ANCHORS"),
+            trust_anchors_file: get("MECHA_TRUST_ANCHORS_FILE").map(PathBuf::from),
             sentry_token_file: get("DAPR_SENTRY_TOKEN_FILE").map(PathBuf::from),
             sentry_local_identity: get("SENTRY_LOCAL_IDENTITY"),
             control_plane_namespace: get("DAPR_CONTROLPLANE_NAMESPACE"),

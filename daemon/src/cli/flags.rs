@@ -233,7 +233,7 @@ pub const FLAGS: &[FlagDoc] = &[
         ControlPlane,
         "Extra audiences of the JWT asked from the authority.",
     ),
-    flag("enable-mtls", Bool, "false", ControlPlane, "Encrypt traffic between sidecars; always on in kubernetes mode."),
+    flag("enable-mtls", Bool, "false", ControlPlane, "Encrypt traffic between sidecars; on in kubernetes mode unless given as false."),
     flag("placement-host-address", List, "", Actors, "host:port of the placement service."),
     flag("scheduler-host-address", List, "", Actors, "host:port of the scheduler service."),
     flag("scheduler-job-streams", Int, "3", Actors, "Job streams kept open to each scheduler."),

@@ -135,7 +135,7 @@ fn options(read: &mut Reader<'_>, env: Env) -> Options {
             trust_domain: read.or_env("control-plane-trust-domain", env.control_plane_trust_domain.as_deref()),
             namespace: read.or_env("control-plane-namespace", env.control_plane_namespace.as_deref()),
             jwt_audiences: read.raw.list("sentry-request-jwt-audiences"),
-            mtls: mode == Mode::Kubernetes || read.flag("enable-mtls"),
+            mtls: if read.raw.is_given("enable-mtls") { read.flag("enable-mtls") } else { mode == Mode::Kubernetes },
         },
         placement_addresses: read.raw.list("placement-host-address"),
         scheduler_dns: if scheduler_addresses.is_empty() { env.scheduler_dns.clone() } else { Vec::new() },

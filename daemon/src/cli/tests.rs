@@ -74,6 +74,7 @@ fn the_app_id_is_checked() {
     }
     assert_eq!(try_run(&["--mode", "kubernetes"]).unwrap().mode, Mode::Kubernetes);
     assert!(try_run(&["--mode", "kubernetes"]).unwrap().control_plane.mtls);
+    assert!(!try_run(&["--mode", "kubernetes", "--enable-mtls=false"]).unwrap().control_plane.mtls);
 }
 
 #[test]

@@ -48,7 +48,7 @@ impl Client {
         wire::put_request(&mut encoded, head, &[], true);
         let body = Encoder::new(encoded, body, Ending::Request).boxed_unsync();
         let address = lease.address.clone();
-        let (answer, place) = send(lease, CALL_LOCAL_STREAM, head, body).await?;
+        let (answer, place) = send(lease, self.pool.scheme(), CALL_LOCAL_STREAM, head, body).await?;
         let mut decoder = Decoder::new(answer.into_body(), self.max_body);
         let first = match decoder.message().await {
             Some(first) => first?,
@@ -79,7 +79,7 @@ impl Client {
         let mut framed = BytesMut::with_capacity(PREFIX + message.len());
         put_prefix(&mut framed, message.len());
         framed.extend_from_slice(&message);
-        let (answer, _place) = send(lease, CALL_LOCAL, head, full(framed.freeze())).await?;
+        let (answer, _place) = send(lease, self.pool.scheme(), CALL_LOCAL, head, full(framed.freeze())).await?;
         let mut decoder = Decoder::new(answer.into_body(), self.max_body);
         let raw = match std::future::poll_fn(|cx| decoder.poll_raw(cx)).await {
             Some(raw) => raw?,
@@ -122,6 +122,7 @@ impl Transport for Client {
 /// status becomes an empty stream with trailers, whatever its form was.
 async fn send(
     lease: Lease,
+    scheme: Scheme,
     path: &'static str,
     head: &Head,
     body: Body,
@@ -131,7 +132,7 @@ async fn send(
     let mut req = Request::new(body);
     *req.method_mut() = Method::POST;
     let mut uri = http::uri::Parts::default();
-    uri.scheme = Some(Scheme::HTTP);
+    uri.scheme = Some(scheme);
     uri.authority = Some(authority);
     uri.path_and_query = Some(PathAndQuery::from_static(path));
     *req.uri_mut() = Uri::from_parts(uri).map_err(|e| broken(&e.to_string()))?;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::uri::Authority;
+use http::uri::{Authority, Scheme};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mecha_core::Tasks;
@@ -86,6 +86,11 @@ pub struct Dialled<'a> {
 pub trait Dial: Send + Sync + fmt::Debug + 'static {
     /// Opens a stream that is ready for HTTP/2.
     async fn dial(&self, to: Dialled<'_>) -> io::Result<Box<dyn Io>>;
+
+    /// What requests over such a stream call it.
+    fn scheme(&self) -> Scheme {
+        Scheme::HTTP
+    }
 }
 
 /// Plain TCP.
@@ -127,10 +132,14 @@ impl Drop for Place {
     }
 }
 
-/// The connections to one address.
+/// The connections to one app at one address.
 #[derive(Debug)]
 pub(crate) struct Address {
     authority: Authority,
+    /// Who was expected there. An address may have a new owner, to whom the connections that
+    /// another one was proved on say nothing.
+    app_id: Box<str>,
+    namespace: Box<str>,
     connections: Mutex<Vec<Connection>>,
     /// Held by the one who dials.
     dialling: tokio::sync::Mutex<()>,
@@ -163,7 +172,8 @@ impl Lease {
 pub struct Pool {
     dial: Arc<dyn Dial>,
     settings: PoolSettings,
-    addresses: Mutex<HashMap<Box<str>, Arc<Address>>>,
+    /// By address; hardly ever more than one app each.
+    addresses: Mutex<HashMap<Box<str>, Vec<Arc<Address>>>>,
     tasks: Tasks,
     epoch: Instant,
 }
@@ -196,7 +206,7 @@ impl Pool {
     /// # Errors
     /// `Unavailable` when none can be made, `ResourceExhausted` when there are too many calls.
     pub(crate) async fn lease(&self, to: Dialled<'_>) -> Result<Lease, TransportError> {
-        let address = self.address(to.address)?;
+        let address = self.address(to)?;
         if let Some(lease) = address.lease() {
             return Ok(lease);
         }
@@ -208,7 +218,7 @@ impl Pool {
 
     /// Forgets the connections to `address`. Calls under way on them go on.
     pub fn forget(&self, address: &str) {
-        if let Some(address) = self.addresses.lock().get(address) {
+        for address in self.addresses.lock().get(address).into_iter().flatten() {
             address.connections.lock().clear();
         }
     }
@@ -216,23 +226,31 @@ impl Pool {
     /// Open connections, for tests and diagnosis.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.addresses.lock().values().map(|a| a.connections.lock().len()).sum()
+        self.addresses.lock().values().flatten().map(|a| a.connections.lock().len()).sum()
     }
 
-    fn address(&self, address: &str) -> Result<Arc<Address>, TransportError> {
+    /// What requests of this pool call its streams.
+    pub(crate) fn scheme(&self) -> Scheme {
+        self.dial.scheme()
+    }
+
+    fn address(&self, to: Dialled<'_>) -> Result<Arc<Address>, TransportError> {
         let mut addresses = self.addresses.lock();
-        if let Some(found) = addresses.get(address) {
+        let same = |a: &&Arc<Address>| *a.app_id == *to.app_id && *a.namespace == *to.namespace;
+        if let Some(found) = addresses.get(to.address).and_then(|all| all.iter().find(same)) {
             return Ok(found.clone());
         }
-        let authority = address.parse().map_err(|_| dial_error(address, "this is no address"))?;
+        let authority = to.address.parse().map_err(|_| dial_error(to.address, "this is no address"))?;
         let new = Arc::new(Address {
             authority,
+            app_id: to.app_id.into(),
+            namespace: to.namespace.into(),
             connections: Mutex::default(),
             dialling: tokio::sync::Mutex::default(),
             failed: Mutex::default(),
             unary_only: AtomicBool::new(false),
         });
-        addresses.insert(address.into(), new.clone());
+        addresses.entry(to.address.into()).or_default().push(new.clone());
         Ok(new)
     }
 
@@ -309,15 +327,18 @@ impl Pool {
     fn sweep(&self) {
         let now = self.epoch.elapsed().as_millis() as u64;
         let idle = self.settings.max_idle.as_millis() as u64;
-        self.addresses.lock().retain(|_, address| {
-            let mut connections = address.connections.lock();
-            connections.retain(|c| {
-                let used = c.open.calls.load(Ordering::Relaxed) > 0;
-                let fresh = now.saturating_sub(c.open.idle_since.load(Ordering::Relaxed)) < idle;
-                !c.send.is_closed() && (used || fresh)
+        self.addresses.lock().retain(|_, all| {
+            all.retain(|address| {
+                let mut connections = address.connections.lock();
+                connections.retain(|c| {
+                    let used = c.open.calls.load(Ordering::Relaxed) > 0;
+                    let fresh = now.saturating_sub(c.open.idle_since.load(Ordering::Relaxed)) < idle;
+                    !c.send.is_closed() && (used || fresh)
+                });
+                // An address that somebody dials right now is held by them, too.
+                !connections.is_empty() || Arc::strong_count(address) > 1
             });
-            // An address that somebody dials right now is held by them, too.
-            !connections.is_empty() || Arc::strong_count(address) > 1
+            !all.is_empty()
         });
     }
 }

@@ -234,7 +234,7 @@ impl GrpcProxy {
             let (address, _) =
                 self.invoke.addresses().pick(app, namespace).await.map_err(|e| unknown(e.to_string()))?;
             let to = Dialled { address: &address, app_id: app, namespace };
-            match self.once(&self.peers, to, &mut req, Scheme::HTTP).await {
+            match self.once(&self.peers, to, &mut req, self.peers.scheme()).await {
                 Err(e) if req.is_some() && e.reached == Reached::No && e.is_connection() && retries < RETRIES => {
                     self.peers.forget(&address);
                     self.invoke.addresses().forget(app, namespace);

@@ -127,6 +127,10 @@ metrics! {
     ComponentInitTotal "runtime/component/init_total" COUNTER &["component"], "Components initialised, by type.";
     ComponentInitFailTotal "runtime/component/init_fail_total" COUNTER &["component", "componentName", "reason"], "Components that failed to initialise.";
 
+    MtlsInitTotal "runtime/mtls/init_total" COUNTER &[], "Starts that obtained an identity.";
+    MtlsWorkloadCertRotatedTotal "runtime/mtls/workload_cert_rotated_total" COUNTER &[], "Certificates that followed the first.";
+    MtlsWorkloadCertRotatedFailTotal "runtime/mtls/workload_cert_rotated_fail_total" COUNTER &["reason"], "Renewals of the certificate that failed.";
+
     InvocationReqSentTotal "runtime/service_invocation/req_sent_total" COUNTER &["dst_app_id", "type"], "Invocation requests sent to other apps.";
     InvocationReqRecvTotal "runtime/service_invocation/req_recv_total" COUNTER &["src_app_id"], "Invocation requests received from other apps.";
     InvocationResSentTotal "runtime/service_invocation/res_sent_total" COUNTER &["dst_app_id", "status"], "Invocation responses sent.";
@@ -145,6 +149,8 @@ metrics! {
     SwapInFlightTotal "mecha/swap/in_flight_total" COUNTER &["kind", "result"], "Calls and events in flight at a switch, by what became of them.";
     ReloadRefused "mecha/reload/refused" GAUGE &["kind"], "Documents that are not in force as they stand.";
     MetricsOverflowTotal "mecha/metrics/overflow_total" COUNTER &["metric"], "Lookups that went to the overflow series because a metric had too many label sets.";
+    CertificateSecondsLeft "mecha/identity/certificate_seconds_left" GAUGE &[], "What is left of the certificate of this workload, seconds.";
+    TrustAnchorsSecondsLeft "mecha/identity/trust_anchors_seconds_left" GAUGE &[], "What is left of the trust anchor that lasts longest, seconds.";
     LogDroppedTotal "mecha/log/dropped_total" COUNTER &[], "Log lines dropped because the output was too slow.";
 }
 
