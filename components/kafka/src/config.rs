@@ -8,6 +8,11 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use regex::Regex;
 
+use crate::oidc::{Oidc, Tokens};
+
+/// Ways to log in, for messages.
+const AUTH_TYPES: &str = "none, password, mtls, certificate, oidc or oidc_private_key_jwt";
+
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -31,11 +36,21 @@ macro_rules! kafka_fields {
     ($retry:literal; $($own:expr,)*) => {
         &[
             Field::new("brokers", FieldType::Text, "Addresses of brokers to begin with, host:port, separated by commas.").required(),
-            Field::new("authType", FieldType::Text, "How to log in: none, password, mtls or certificate.").required(),
+            Field::new("authType", FieldType::Text, "How to log in: none, password, mtls, certificate, oidc or oidc_private_key_jwt.").required(),
             Field::new("authRequired", FieldType::Boolean, "Old way to say it: true is password where saslPassword is given, else mtls; false is none."),
             Field::new("saslUsername", FieldType::Text, "User name for authType password."),
             Field::new("saslPassword", FieldType::Text, "Password for authType password.").secret(),
             Field::new("saslMechanism", FieldType::Text, "PLAINTEXT, SHA-256 or SHA-512 (the latter two are SCRAM).").default("PLAINTEXT"),
+            Field::new("oidcTokenEndpoint", FieldType::Text, "Where tokens are asked for, for authType oidc and oidc_private_key_jwt."),
+            Field::new("oidcClientID", FieldType::Text, "Who asks for tokens."),
+            Field::new("oidcClientSecret", FieldType::Text, "Secret of the client, for authType oidc.").secret(),
+            Field::new("oidcScopes", FieldType::Text, "Scopes to ask for, separated by commas.").default("openid"),
+            Field::new("oidcExtensions", FieldType::Text, "Refused: the Kafka client has no SASL extensions."),
+            Field::new("oidcClientAssertionCert", FieldType::Text, "Accepted; the key alone signs."),
+            Field::new("oidcClientAssertionKey", FieldType::Text, "Private key that signs the client's assertion, PEM (RSA or EC P-256), for authType oidc_private_key_jwt.").secret(),
+            Field::new("oidcKid", FieldType::Text, "Name of that key at the identity provider."),
+            Field::new("oidcResource", FieldType::Text, "Resource that the token is for."),
+            Field::new("oidcAudience", FieldType::Text, "Audience that the token (oidc) or the assertion (oidc_private_key_jwt, default the endpoint) is for."),
             Field::new("caCert", FieldType::Text, "Roots that sign the brokers' certificates, PEM, instead of the system's."),
             Field::new("clientCert", FieldType::Text, "Certificate of this client, PEM, for authType mtls."),
             Field::new("clientKey", FieldType::Text, "Key of that certificate, PEM.").secret(),
@@ -121,11 +136,20 @@ pub(crate) struct HeaderRules {
     pub(crate) exclude: Option<Regex>,
 }
 
+/// How to log in.
 #[derive(Clone)]
-struct Login {
-    mechanism: &'static str,
-    username: String,
-    password: Secret,
+enum Login {
+    Password { mechanism: &'static str, username: String, password: Secret },
+    Token(Tokens),
+}
+
+impl Login {
+    fn mechanism(&self) -> &'static str {
+        match self {
+            Self::Password { mechanism, .. } => mechanism,
+            Self::Token(_) => "OAUTHBEARER",
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -147,7 +171,7 @@ impl fmt::Debug for KafkaConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KafkaConfig")
             .field("brokers", &self.brokers)
-            .field("login", &self.login.as_ref().map(|l| l.mechanism))
+            .field("login", &self.login.as_ref().map(Login::mechanism))
             .field("tls", &self.tls.is_some())
             .finish_non_exhaustive()
     }
@@ -227,6 +251,14 @@ impl KafkaConfig {
         }
     }
 
+    /// The tokens to log in with, where that is how it is done.
+    pub(crate) fn tokens(&self) -> Option<&Tokens> {
+        match &self.login {
+            Some(Login::Token(tokens)) => Some(tokens),
+            _ => None,
+        }
+    }
+
     /// The consumer group of an app.
     pub(crate) fn group(&self, app_id: &str) -> String {
         match &self.group {
@@ -269,9 +301,10 @@ impl KafkaConfig {
         };
         c.set("security.protocol", protocol);
         if let Some(login) = &self.login {
-            c.set("sasl.mechanisms", login.mechanism)
-                .set("sasl.username", &login.username)
-                .set("sasl.password", login.password.expose());
+            c.set("sasl.mechanisms", login.mechanism());
+            if let Login::Password { username, password, .. } = login {
+                c.set("sasl.username", username).set("sasl.password", password.expose());
+            }
         }
         if let Some(tls) = &self.tls {
             c.set("enable.ssl.certificate.verification", if tls.insecure { "false" } else { "true" })
@@ -422,20 +455,27 @@ fn access(md: &Metadata, errors: &mut ConfigErrors) -> (Option<Login>, Option<Tl
             }
         },
         (None, None) => {
-            errors.push("authType", "metadata key 'authType' is required: none, password, mtls or certificate");
+            errors.push("authType", format!("metadata key 'authType' is required: {AUTH_TYPES}"));
             return (None, None);
         }
     };
-    let login = (kind == "password").then(|| login(md, errors));
-    match kind.as_str() {
+    let login = match kind.as_str() {
         "none" => return (None, None),
-        "password" | "mtls" | "certificate" => {}
-        "oidc" | "oidc_private_key_jwt" | "awsiam" => errors.push(
-            "authType",
-            format!("'authType': {kind} is not available in this build; use password, mtls, certificate or none"),
-        ),
-        _ => errors.push("authType", "'authType' must be none, password, mtls or certificate"),
-    }
+        "password" => Some(login(md, errors)),
+        "oidc" | "oidc_private_key_jwt" => {
+            let oidc = Oidc::read(md, errors, kind == "oidc_private_key_jwt");
+            oidc.map(|oidc| Login::Token(Tokens::new(oidc)))
+        }
+        "mtls" | "certificate" => None,
+        "awsiam" => {
+            errors.push("authType", format!("'authType': awsiam is not available in this build; use {AUTH_TYPES}"));
+            None
+        }
+        _ => {
+            errors.push("authType", format!("'authType' must be {AUTH_TYPES}"));
+            None
+        }
+    };
     let roots = pem(md, errors, "caCert");
     if kind == "certificate" && md.get_non_empty("caCert").is_none() {
         errors.push("caCert", "'caCert' is required with authType certificate");
@@ -466,7 +506,7 @@ fn login(md: &Metadata, errors: &mut ConfigErrors) -> Login {
             "PLAIN"
         }
     };
-    Login {
+    Login::Password {
         mechanism,
         username: errors.required(md, "saslUsername"),
         password: Secret::new(errors.required(md, "saslPassword")),

@@ -123,9 +123,15 @@ fn every_mistake_is_told_and_no_secret() {
 
 #[test]
 fn a_login_that_cannot_be_made_is_refused_by_name() {
-    for kind in ["awsiam", "oidc_private_key_jwt"] {
-        let text = read(&[("brokers", "a:1"), ("authType", kind)]).unwrap_err().to_string();
-        assert!(text.contains(kind) && text.contains("not available"), "{text}");
+    let text = read(&[("brokers", "a:1"), ("authType", "awsiam")]).unwrap_err().to_string();
+    assert!(text.contains("awsiam") && text.contains("not available"), "{text}");
+    let token = [("brokers", "a:1"), ("oidcTokenEndpoint", "nowhere"), ("oidcExtensions", "{}"), ("caCert", "hunter2")];
+    for (kind, missing) in [("oidc", "oidcClientSecret"), ("oidc_private_key_jwt", "oidcClientAssertionKey")] {
+        let text = read(&[&[("authType", kind)], &token[..]].concat()).unwrap_err().to_string();
+        for key in ["oidcTokenEndpoint", "oidcClientID", "oidcExtensions", missing] {
+            assert!(text.contains(key), "{key} is not named: {text}");
+        }
+        assert!(!text.contains("hunter2"));
     }
 }
 

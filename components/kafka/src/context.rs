@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rdkafka::ClientContext;
+use rdkafka::client::OAuthToken;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
@@ -13,6 +14,8 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
+
+use crate::oidc::Tokens;
 
 /// A topic and a partition of it.
 pub(crate) type Key = (Arc<str>, i32);
@@ -51,6 +54,7 @@ pub(crate) struct Context {
     changes: Option<mpsc::UnboundedSender<Change>>,
     /// Nobody listens to `changes` any more.
     closing: AtomicBool,
+    tokens: Option<Tokens>,
 }
 
 impl Health {
@@ -105,14 +109,14 @@ impl Health {
 
 impl Context {
     /// For a client that belongs to no group.
-    pub(crate) fn plain(health: Arc<Health>) -> Self {
-        Self { health, changes: None, closing: AtomicBool::new(false) }
+    pub(crate) fn plain(health: Arc<Health>, tokens: Option<Tokens>) -> Self {
+        Self { health, changes: None, closing: AtomicBool::new(false), tokens }
     }
 
     /// For a member of a group; rebalances come out of the receiver.
-    pub(crate) fn member(health: Arc<Health>) -> (Self, mpsc::UnboundedReceiver<Change>) {
+    pub(crate) fn member(health: Arc<Health>, tokens: Option<Tokens>) -> (Self, mpsc::UnboundedReceiver<Change>) {
         let (changes, receiver) = mpsc::unbounded_channel();
-        (Self { health, changes: Some(changes), closing: AtomicBool::new(false) }, receiver)
+        (Self { health, changes: Some(changes), closing: AtomicBool::new(false), tokens }, receiver)
     }
 
     /// From now on rebalances are answered at once: the consumer is being closed.
@@ -122,6 +126,17 @@ impl Context {
 }
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        let token = self.tokens.as_ref().and_then(Tokens::now).ok_or("the identity provider has given no token yet")?;
+        Ok(OAuthToken {
+            token: token.text.expose().to_owned(),
+            lifetime_ms: token.half_way_ms(),
+            principal_name: token.client,
+        })
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         // Trouble with connections comes as an error, too, and is logged there.
         match level {

@@ -5,18 +5,20 @@
 //! `producer.rs` owns the one idempotent producer of a component. A subscription has a consumer
 //! of its own: `subscription.rs` follows the group's assignment, `position.rs` decides where a
 //! partition begins, and `partition.rs` takes one partition's records in their order. `error.rs`
-//! is the one table of what Kafka's errors mean.
+//! is the one table of what Kafka's errors mean. `oidc.rs` fetches tokens from an identity provider.
 
 mod binding;
 mod config;
 mod context;
 mod error;
+mod oidc;
 mod partition;
 mod position;
 mod producer;
 mod pubsub;
 mod record;
 mod subscription;
+mod unverified;
 
 use mecha_components_api::Registry;
 

@@ -64,7 +64,7 @@ pub(crate) fn apart(name: &str, work: impl FnOnce() + Send + 'static) {
 impl Live {
     fn new(config: &KafkaConfig, component: &Arc<str>) -> Result<Self> {
         let health = Health::new(component);
-        let context = Context::plain(Arc::clone(&health));
+        let context = Context::plain(Arc::clone(&health), config.tokens().cloned());
         let inner =
             config.producer().create_with_context(context).map_err(|e| convert("connect to Kafka", &e, None))?;
         Ok(Self { inner: Some(inner), health })
@@ -111,6 +111,9 @@ impl Producer {
                 component = %component,
                 "the assignment sticky is not available and {strategy} takes its place; a group of both kinds cannot form"
             );
+        }
+        if let Some(tokens) = config.tokens() {
+            tokens.prime().await?;
         }
         let live = Arc::new(Live::new(&config, component)?);
         let what = format!("connect to Kafka at {}", config.address());

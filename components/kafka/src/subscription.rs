@@ -136,8 +136,14 @@ impl Subscription {
     }
 
     async fn live(&self) -> End {
+        if let Some(tokens) = self.config.tokens()
+            && let Err(e) = tokens.prime().await
+        {
+            warn!(component = %self.component, "subscribe: {e}");
+            return End::Broken;
+        }
         let health = Health::new(&self.component);
-        let (context, mut changes) = Context::member(Arc::clone(&health));
+        let (context, mut changes) = Context::member(Arc::clone(&health), self.config.tokens().cloned());
         let consumer: StreamConsumer<Context> = match self.config.consumer(&self.group).create_with_context(context) {
             Ok(consumer) => consumer,
             Err(e) => {

@@ -112,6 +112,17 @@ impl KafkaOptions {
         }
     }
 
+    /// Asks for a bearer token, and takes any unsigned one whose subject and times are right.
+    #[must_use]
+    pub fn unsigned_tokens(mut self) -> Self {
+        let module = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule";
+        self.protocol = Some("SASL_PLAINTEXT");
+        self.set("sasl.enabled.mechanisms", "OAUTHBEARER").set(
+            "listener.name.clients.oauthbearer.sasl.jaas.config",
+            &format!("{module} required unsecuredLoginStringClaim_sub=\"broker\";"),
+        )
+    }
+
     /// Tells clients to come through this port of 127.0.0.1.
     #[must_use]
     pub fn advertise(mut self, port: u16) -> Self {
