@@ -3,6 +3,7 @@
 //! from; before one they pass unchanged.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mecha_components_api::{Error, Result};
 
@@ -14,10 +15,11 @@ const END: u8 = b'~';
 const LENGTH: usize = 10;
 
 /// Which store ETags come from, and whether the app has to be shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct EtagMark {
     own: u32,
-    shown: bool,
+    /// Only ever set: an app that was shown marks is shown them on.
+    shown: AtomicBool,
 }
 
 impl EtagMark {
@@ -29,25 +31,26 @@ impl EtagMark {
             Some(place) => fnv(place.as_bytes()),
             None => (RandomState::new().hash_one(std::time::Instant::now()) >> 32) as u32,
         };
-        Self { own, shown: false }
+        Self { own, shown: AtomicBool::new(false) }
     }
 
-    /// The mark of a store that takes the place of another. It is shown once the data is another.
-    #[must_use]
-    pub fn after(self, before: Self) -> Self {
-        Self { shown: before.shown || before.own != self.own, ..self }
+    /// The store takes the place of another. Its mark is shown once the data is another.
+    pub fn follow(&self, before: &Self) {
+        if before.is_shown() || before.own != self.own {
+            self.shown.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether ETags are handed out with the mark.
     #[must_use]
     pub fn is_shown(&self) -> bool {
-        self.shown
+        self.shown.load(Ordering::Relaxed)
     }
 
     /// The ETag as the app gets it.
     #[must_use]
     pub fn out(&self, etag: Option<String>) -> Option<String> {
-        if !self.shown {
+        if !self.is_shown() {
             return etag;
         }
         etag.map(|etag| format!("m{:08x}~{etag}", self.own))
@@ -60,7 +63,7 @@ impl EtagMark {
     pub fn given<'e>(&self, etag: &'e str) -> Result<&'e str> {
         match split(etag) {
             Some((mark, own)) if mark == self.own => Ok(own),
-            None if !self.shown => Ok(etag),
+            None if !self.is_shown() => Ok(etag),
             Some(_) | None => {
                 Err(Error::conflict("the ETag is from a store that was replaced since; read the key again"))
             }
@@ -99,19 +102,25 @@ mod tests {
     use mecha_components_api::ErrorKind;
     use proptest::prelude::*;
 
+    fn after(place: &str, before: &EtagMark) -> EtagMark {
+        let mark = EtagMark::new(Some(place));
+        mark.follow(before);
+        mark
+    }
+
     #[test]
     fn without_a_swap_etags_pass_unchanged() {
         let mark = EtagMark::new(Some("a"));
         assert_eq!(mark.out(Some("5".into())).as_deref(), Some("5"));
         assert_eq!(mark.given("5").unwrap(), "5");
         // Another instance at the same place changes nothing.
-        let again = EtagMark::new(Some("a")).after(mark);
+        let again = after("a", &mark);
         assert_eq!(again.out(Some("5".into())).as_deref(), Some("5"));
     }
 
     #[test]
     fn after_a_swap_an_old_etag_conflicts_and_a_new_one_matches() {
-        let new = EtagMark::new(Some("b")).after(EtagMark::new(Some("a")));
+        let new = after("b", &EtagMark::new(Some("a")));
         assert_eq!(new.given("5").unwrap_err().kind(), ErrorKind::Conflict);
         let shown = new.out(Some("5".into())).unwrap();
         assert_ne!(shown, "5");
@@ -123,15 +132,28 @@ mod tests {
     }
 
     #[test]
+    fn on_the_way_back_etags_stay_marked() {
+        let old = EtagMark::new(Some("a"));
+        let new = after("b", &old);
+        old.follow(&new);
+        assert_eq!(old.given("5").unwrap_err().kind(), ErrorKind::Conflict);
+        let shown = old.out(Some("5".into())).unwrap();
+        assert_eq!(old.given(&shown).unwrap(), "5");
+        assert_eq!(new.given(&shown).unwrap_err().kind(), ErrorKind::Conflict);
+    }
+
+    #[test]
     fn stores_without_a_place_are_never_the_same() {
-        assert!(EtagMark::new(None).after(EtagMark::new(None)).is_shown());
+        let next = EtagMark::new(None);
+        next.follow(&EtagMark::new(None));
+        assert!(next.is_shown());
         assert_eq!(EtagMark::new(None).out(None), None);
     }
 
     proptest! {
         #[test]
         fn what_goes_out_comes_back(etag in ".{0,40}", from in "[a-z]{1,8}", to in "[a-z]{1,8}") {
-            let mark = EtagMark::new(Some(&to)).after(EtagMark::new(Some(&from)));
+            let mark = after(&to, &EtagMark::new(Some(&from)));
             let shown = mark.out(Some(etag.clone())).unwrap();
             if mark.is_shown() {
                 prop_assert_eq!(mark.given(&shown).unwrap(), etag);

@@ -23,6 +23,7 @@ pub mod ops;
 pub mod policies;
 pub mod pubsub;
 pub mod secrets;
+pub mod sides;
 pub mod state;
 pub mod store;
 pub mod swap;

@@ -4,6 +4,7 @@
 mod content;
 mod exchange;
 mod instance;
+mod moving;
 mod reconcile;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use crate::policies::{ComponentKind, Guarded, Policies};
 use crate::store::{Block, Degraded, Found, Info, Snapshot};
 use reconcile::Entry;
 
+pub use moving::{Moving, Standing, Wanted};
 pub use reconcile::Report;
 
 /// Old instances that may still drain at the same time; a change that finds more waits.
@@ -202,18 +204,18 @@ impl Loader {
     ///
     /// # Errors
     /// Bare mode: names that occur twice.
-    fn admit(&self, documents: Vec<Component>) -> Result<Vec<Component>, LoadFailure> {
-        let mut components: Vec<Component> = documents.into_iter().filter(|c| self.permitted(c)).collect();
-        if let Err(duplicates) = unique_names(&components) {
+    fn admit(&self, documents: Vec<Wanted>) -> Result<Vec<Wanted>, LoadFailure> {
+        let mut components: Vec<Wanted> = documents.into_iter().filter(|w| self.permitted(&w.document)).collect();
+        if let Err(duplicates) = unique_names(components.iter().map(|w| &w.document)) {
             if !self.cx.strict {
                 return Err(LoadFailure(duplicates.to_string()));
             }
             tracing::error!(target: "dapr.runtime", "{duplicates}; the first one of each name is used");
             let mut seen = std::collections::HashSet::new();
-            components.retain(|c| seen.insert(c.meta.name.clone()));
+            components.retain(|w| seen.insert(w.name().to_owned()));
         }
         // Stable: within one block the order of the files stays.
-        components.sort_by_key(|c| block(&c.kind).map_or(1, |b| usize::from(b != Block::Secret)));
+        components.sort_by_key(|w| block(&w.document.kind).map_or(1, |b| usize::from(b != Block::Secret)));
         Ok(components)
     }
 

@@ -72,7 +72,7 @@ pub struct TopicRules {
 }
 
 /// State settings that the runtime applies for every store.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct StateRules {
     /// How the app's keys become the store's.
     pub keys: KeyScheme,

@@ -1,5 +1,7 @@
 //! Receipts of changes: what was switched, what was in flight, how it ended.
 
+mod moves;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +13,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::metrics::{Metric, Metrics};
+pub use moves::{MoveRecord, PhaseRecord};
 
 /// Receipts that are kept; older ones are in the log only.
 const KEPT: usize = 256;
@@ -31,12 +34,16 @@ pub enum Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
+    /// A move whose new side is open and has no new work, or not any more.
+    Preparing,
     /// Callers meet the new one; what began on the old one still runs.
     Draining,
     /// Done: everything that began on the old one has ended.
     Applied,
     /// Done, and some of what was in flight did not end in time.
     CutOff,
+    /// A move that went back to where it came from.
+    RolledBack,
     /// Not done: the old one, if there was one, goes on.
     Refused,
     /// Not done: there is no old one to go on with, or the mode does not keep it.
@@ -46,6 +53,8 @@ pub enum Outcome {
 impl Outcome {
     const fn label(self) -> &'static str {
         match self {
+            Self::Preparing => "preparing",
+            Self::RolledBack => "rolled_back",
             Self::Draining => "draining",
             Self::Applied => "applied",
             Self::CutOff => "cut_off",
@@ -128,6 +137,9 @@ pub struct Receipt {
     /// Brokers only: whether the old one was read until it was empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub emptied: Option<bool>,
+    /// Moves that a control part leads: its phases at this sidecar.
+    #[serde(rename = "move", skip_serializing_if = "Option::is_none")]
+    pub moving: Option<MoveRecord>,
     /// Why it was not done, or what to know about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -160,6 +172,8 @@ pub struct Swaps {
 pub struct Pending {
     owner: Arc<Swaps>,
     began: Instant,
+    /// Of a move: when its present phase reached this sidecar.
+    phase_began: Instant,
     receipt: Option<Receipt>,
 }
 
@@ -233,9 +247,11 @@ impl Swaps {
             duration_ms: 0.0,
             data_moved: None,
             emptied: None,
+            moving: None,
             reason: None,
         };
-        Pending { owner: self.clone(), began: Instant::now(), receipt: Some(receipt) }
+        let began = Instant::now();
+        Pending { owner: self.clone(), began, phase_began: began, receipt: Some(receipt) }
     }
 
     /// Notes that a document is not in force as it stands. `true` when that is news.
@@ -310,15 +326,22 @@ impl Pending {
     }
 
     /// The old one is closed.
-    pub fn ended(mut self, drained: Drained) {
+    pub fn ended(self, drained: Drained) {
+        self.end(drained, if drained.failed > 0 { Outcome::CutOff } else { Outcome::Applied });
+    }
+
+    fn end(mut self, drained: Drained, outcome: Outcome) {
         let Some(mut receipt) = self.receipt.take() else { return };
-        receipt.outcome = if drained.failed > 0 { Outcome::CutOff } else { Outcome::Applied };
+        receipt.outcome = outcome;
         receipt.in_flight = receipt.in_flight.max(drained.in_flight);
         receipt.finished = drained.finished;
         receipt.redelivered = drained.redelivered;
         receipt.failed = drained.failed;
         receipt.emptied = drained.emptied;
         receipt.duration_ms = ms(self.began.elapsed());
+        if let Some(last) = receipt.moving.as_mut().and_then(|m| m.phases.last_mut()) {
+            last.duration_ms = ms(self.phase_began.elapsed());
+        }
         let types = match (&receipt.from, &receipt.to) {
             (None, None) => String::new(),
             (from, to) => {

@@ -26,7 +26,8 @@ use crate::app::{self, AppTarget, Gate};
 use crate::cli::{self, BoundPorts, Options};
 use crate::grpc::{GrpcOptions, GrpcService, router};
 use crate::http::{Cors, HttpApi, HttpOptions};
-use crate::peer::{Client, PeerServer, Pool, PoolSettings, TcpDial};
+use crate::identity::{PeerDial, Workload};
+use crate::peer::{Client, Dial, PeerServer, Pool, PoolSettings, TcpDial};
 use crate::proxy::{GrpcProxy, OwnApp, ProxyApp};
 use crate::telemetry::Telemetry;
 use crate::token::ApiToken;
@@ -72,6 +73,8 @@ pub(super) struct Fixtures {
     pub(super) ports: BoundPorts,
     pub(super) host_address: String,
     pub(super) health: Arc<Health>,
+    /// Who this process is to peers and control plane; `None` where neither asks.
+    pub(super) workload: Option<Arc<Workload>>,
 }
 
 impl Fixtures {
@@ -79,6 +82,14 @@ impl Fixtures {
     pub(super) fn vars(&self) -> EnvLookup {
         let overlay: BTreeMap<String, String> = cli::overlay(&self.options, &self.host_address, self.ports);
         Arc::new(move |name| overlay.get(name).cloned().or_else(|| std::env::var(name).ok()))
+    }
+
+    /// How peers are dialled.
+    fn peer_dial(&self) -> Arc<dyn Dial> {
+        match &self.workload {
+            Some(workload) if workload.secures_peers() => Arc::new(PeerDial(workload.clone())),
+            _ => Arc::new(TcpDial),
+        }
     }
 
     pub(super) fn home(&self) -> PathBuf {
@@ -108,6 +119,9 @@ impl Runtime {
             tracing::error!(target: "dapr.metrics", "Configuration: {mistake}; the setting is left out");
         }
         let metrics = Arc::new(metrics);
+        if let Some(workload) = &fix.workload {
+            workload.report_to(metrics.clone());
+        }
 
         let resiliencies: Vec<_> = docs.resiliencies.iter().map(|d| d.value.clone()).collect();
         for doc in &resiliencies {
@@ -141,7 +155,7 @@ impl Runtime {
         let outgoing = Tasks::new();
         let pool_settings =
             PoolSettings { max_idle: options.env.peer_idle, sweep: options.env.peer_sweep, ..PoolSettings::default() };
-        let pool = Pool::new(Arc::new(TcpDial), pool_settings, outgoing.clone());
+        let pool = Pool::new(fix.peer_dial(), pool_settings, outgoing.clone());
         let transport = Arc::new(Client::new(pool.clone(), max_body));
         let invoke = Arc::new(Invoke::new(InvokeParts {
             identity: identity.clone(),
@@ -283,6 +297,7 @@ impl Runtime {
     /// outgoing connections, telemetry. Called once.
     pub(super) async fn close(&self) {
         self.core.tasks.shut_down().await;
+        self.loader.close_sides().await;
         let snapshot = self.core.store.edit(std::mem::take).await;
         let limit = COMPONENT_DRAIN;
         for info in &snapshot.listed {

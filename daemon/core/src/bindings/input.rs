@@ -47,6 +47,27 @@ struct State {
     /// Whether the app takes events.
     on: bool,
     running: HashMap<Box<str>, Reading>,
+    /// Second instances that are read as well, while their component moves.
+    beside: HashMap<Box<str>, Beside>,
+}
+
+#[derive(Debug)]
+struct Beside {
+    handle: Arc<InputHandle>,
+    reading: Option<Reading>,
+}
+
+/// How far a second instance is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BesideState {
+    /// Whether it is attached, or the app takes none of its events.
+    pub settled: bool,
+    /// Events in flight.
+    pub in_flight: u64,
+    /// Events that went back to their source.
+    pub given_back: u64,
+    /// Nothing came for a while, or the source keeps nothing.
+    pub empty: bool,
 }
 
 /// One source that runs.
@@ -114,6 +135,9 @@ impl Inputs {
                 state.running.insert(name.clone(), reading);
             }
         }
+        for beside in state.beside.values_mut().filter(|b| b.reading.is_none()) {
+            beside.reading = self.launch(core, beside.handle.clone());
+        }
     }
 
     /// Stops the sources; events in flight are finished first.
@@ -121,10 +145,63 @@ impl Inputs {
         let running = {
             let mut state = self.state.lock();
             state.on = false;
-            std::mem::take(&mut state.running)
+            let beside: Vec<Reading> = state.beside.values_mut().filter_map(|b| b.reading.take()).collect();
+            std::mem::take(&mut state.running).into_values().chain(beside).collect::<Vec<_>>()
         };
-        running.values().for_each(|reading| reading.tasks.stop());
-        join_all(running.values().map(|reading| reading.tasks.shut_down())).await;
+        running.iter().for_each(|reading| reading.tasks.stop());
+        join_all(running.iter().map(|reading| reading.tasks.shut_down())).await;
+    }
+
+    /// Reads a second instance as well, from now on. Does not wait.
+    pub fn read_beside(&self, core: &Arc<Core>, handle: Arc<InputHandle>) {
+        let mut state = self.state.lock();
+        let reading = state.on.then(|| self.launch(core, handle.clone())).flatten();
+        let before = state.beside.insert(handle.info.name.as_ref().into(), Beside { handle, reading });
+        drop(state);
+        if let Some(reading) = before.and_then(|b| b.reading) {
+            reading.tasks.stop();
+        }
+    }
+
+    /// Lets the second instance take the place of the first, and `first` that of the second.
+    pub fn exchange_sides(&self, name: &str, first: Option<Arc<InputHandle>>) {
+        let mut state = self.state.lock();
+        let second = state.beside.remove(name).and_then(|b| b.reading);
+        let reading = match second {
+            Some(reading) => state.running.insert(name.into(), reading),
+            None => state.running.remove(name),
+        };
+        match first {
+            Some(handle) => drop(state.beside.insert(name.into(), Beside { handle, reading })),
+            None => {
+                if let Some(reading) = reading {
+                    reading.tasks.stop();
+                }
+            }
+        }
+    }
+
+    /// Ends the reading of the second instance, to be drained.
+    pub fn leave_beside(&self, name: &str) -> Option<Leaving> {
+        self.state.lock().beside.remove(name)?.reading.map(Leaving)
+    }
+
+    /// How far the second instance is read; `None` where there is none.
+    #[must_use]
+    pub fn beside(&self, name: &str) -> Option<BesideState> {
+        let state = self.state.lock();
+        let beside = state.beside.get(name)?;
+        let keeps = beside.handle.inner.keeps_events();
+        Some(match &beside.reading {
+            Some(reading) => BesideState {
+                settled: *reading.settled.borrow(),
+                in_flight: reading.busy.running(),
+                given_back: reading.busy.given_back(),
+                empty: !keeps || (*reading.settled.borrow() && reading.busy.idle_for(EMPTY)),
+            },
+            // The app takes no events for now, so nobody knows.
+            None => BesideState { settled: true, in_flight: 0, given_back: 0, empty: !keeps },
+        })
     }
 
     /// Starts a source that is new, or beside the one whose place it takes, and waits a moment

@@ -3,5 +3,5 @@
 mod input;
 mod output;
 
-pub use input::{Inputs, Leaving};
+pub use input::{BesideState, Inputs, Leaving};
 pub use output::OutputApi;

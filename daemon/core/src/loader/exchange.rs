@@ -16,22 +16,22 @@ use crate::swap::{Drained, Pending};
 /// How long the subscriptions of a new instance may take to be in place before the old one
 /// stays, or is left anyway where the mode does not keep it. Joining a Kafka group takes three
 /// seconds by the brokers' default, and the old instance serves meanwhile.
-const ATTACH: Duration = Duration::from_secs(15);
+pub(super) const ATTACH: Duration = Duration::from_secs(15);
 /// How long calls and events in flight on an old instance may go on.
-const GRACE: Duration = Duration::from_secs(30);
+pub(super) const GRACE: Duration = Duration::from_secs(30);
 /// The same where the next instance waits for it, and nothing serves meanwhile.
 const SHORT_GRACE: Duration = Duration::from_secs(3);
 /// A broker that delivered nothing for this long counts as empty. Longer than other sidecars
 /// take to switch their publishers after one edit that all of them see.
-const IDLE: Duration = Duration::from_secs(3);
+pub(super) const IDLE: Duration = Duration::from_secs(3);
 /// How long an old broker is read at most.
 const READ_OLD: Duration = Duration::from_secs(90);
 
 /// What reads from an instance that is left.
 #[derive(Default)]
-struct Readers {
-    subscriptions: Option<Swap>,
-    input: Option<Leaving>,
+pub(super) struct Readers {
+    pub(super) subscriptions: Option<Swap>,
+    pub(super) input: Option<Leaving>,
 }
 
 impl Loader {
@@ -42,7 +42,7 @@ impl Loader {
     /// Why the old instance stays; the new one is closed then.
     pub(super) async fn exchange(
         self: &Arc<Self>,
-        mut instance: Instance,
+        instance: Instance,
         pending: &mut Option<Pending>,
     ) -> Result<(), String> {
         let core = &self.core;
@@ -132,7 +132,7 @@ impl Loader {
             end.await;
         }
         match self.make(c, draft, true).await {
-            Ok(mut instance) => {
+            Ok(instance) => {
                 if let Some(old) = &old {
                     instance.follow(old);
                 }
@@ -235,7 +235,7 @@ fn settle(mut pending: Pending, in_flight: u64, moved: Option<bool>, drained: Dr
     pending.ended(drained);
 }
 
-async fn drain_all(
+pub(super) async fn drain_all(
     old: Parts,
     readers: Readers,
     same_place: bool,

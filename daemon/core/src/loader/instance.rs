@@ -14,7 +14,7 @@ use crate::etag::{EtagMark, place};
 use crate::keys::KeyScheme;
 use crate::metrics::OpBlock;
 use crate::ops::Ops;
-use crate::policies::{ComponentKind, Guarded};
+use crate::policies::{ComponentKind, Guarded, Policies};
 use crate::pubsub::scopes::TopicScopes;
 use crate::store::{
     Block, ConfigurationHandle, Handle, Info, InputHandle, LockHandle, OutputHandle, PubSubHandle, SecretHandle,
@@ -60,13 +60,14 @@ enum DraftParts {
 }
 
 /// A component that was built.
+#[derive(Clone, Debug)]
 pub(super) struct Instance {
     pub(super) info: Info,
     pub(super) parts: Parts,
 }
 
 /// Its handles.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) enum Parts {
     State(Arc<StateHandle>),
     PubSub(Arc<PubSubHandle>),
@@ -115,6 +116,43 @@ impl Parts {
                 s.output.extend(output.map(|h| (name(), h)));
             }
         }
+    }
+
+    /// Who it is; `None` for a binding without any direction.
+    pub(super) fn info(&self) -> Option<Info> {
+        Some(match self {
+            Self::State(h) => h.info.clone(),
+            Self::PubSub(h) => h.info.clone(),
+            Self::Secret(h) => h.info.clone(),
+            Self::Configuration(h) => h.info.clone(),
+            Self::Lock(h) => h.info.clone(),
+            Self::Binding { input, output } => {
+                input.as_ref().map(|h| &h.info).or_else(|| output.as_ref().map(|h| &h.info))?.clone()
+            }
+        })
+    }
+
+    /// Puts policies over its calls.
+    pub(super) fn set_policies(&self, policies: &Policies, name: &str) {
+        let both = |kind| (policies.outbound(kind, name), policies.inbound(kind, name));
+        let (ops, (outbound, inbound)) = match self {
+            Self::State(h) => (&h.ops, both(ComponentKind::Statestore)),
+            Self::PubSub(h) => (&h.ops, both(ComponentKind::Pubsub)),
+            Self::Secret(h) => (&h.ops, both(ComponentKind::Secretstore)),
+            Self::Configuration(h) => (&h.ops, both(ComponentKind::Configuration)),
+            Self::Lock(h) => (&h.ops, both(ComponentKind::Lock)),
+            Self::Binding { input, output } => {
+                let (outbound, inbound) = both(ComponentKind::Binding);
+                if let Some(h) = input {
+                    h.ops.set_policies(Guarded::none(), inbound);
+                }
+                if let Some(h) = output {
+                    h.ops.set_policies(outbound, Guarded::none());
+                }
+                return;
+            }
+        };
+        ops.set_policies(outbound, inbound);
     }
 
     /// Whether the data, or the topics, of both are at one place.
@@ -197,12 +235,10 @@ impl Parts {
 }
 
 impl Instance {
-    /// Lets ETags go on from those of the instance before; call it before anybody uses this one.
-    pub(super) fn follow(&mut self, before: &Parts) {
-        if let (Parts::State(new), Parts::State(old)) = (&mut self.parts, before)
-            && let Some(handle) = Arc::get_mut(new)
-        {
-            handle.extra.etags = handle.extra.etags.after(old.extra.etags);
+    /// Lets ETags go on from those of the instance before; call it before this one takes calls.
+    pub(super) fn follow(&self, before: &Parts) {
+        if let (Parts::State(new), Parts::State(old)) = (&self.parts, before) {
+            new.extra.etags.follow(&old.extra.etags);
         }
     }
 

@@ -8,6 +8,7 @@ use mecha_resources::Component;
 use tokio::time::Instant;
 
 use super::content::{Drawn, draws};
+use super::moving::{Moving, Sides, Wanted};
 use super::{Failure, LoadFailure, Loader};
 use crate::swap::{Change, Pending, Subject};
 
@@ -17,33 +18,37 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 
 /// Kind of the documents in receipts.
-const KIND: &str = "Component";
+pub(super) const KIND: &str = "Component";
 
 /// A component that is wanted.
 #[derive(Debug)]
 pub(super) struct Entry {
-    document: Component,
-    running: Option<Running>,
-    trouble: Option<Trouble>,
+    pub(super) document: Component,
+    /// The move that it takes part in.
+    pub(super) moving: Option<Moving>,
+    /// What new work goes to.
+    pub(super) running: Option<Running>,
+    pub(super) trouble: Option<Trouble>,
+    pub(super) sides: Sides,
 }
 
 /// What runs of it.
 #[derive(Debug)]
-struct Running {
-    document: Component,
-    content: u64,
-    exclusive: Option<String>,
+pub(super) struct Running {
+    pub(super) document: Component,
+    pub(super) content: u64,
+    pub(super) exclusive: Option<String>,
 }
 
 /// Why it does not run as it is wanted.
 #[derive(Clone, Copy, Debug)]
-struct Trouble {
+pub(super) struct Trouble {
     /// Content of the document at the last try; `None` when it was never read.
-    content: Option<u64>,
+    pub(super) content: Option<u64>,
     /// Only another content can help.
-    lasting: bool,
-    tries: u32,
-    next: Instant,
+    pub(super) lasting: bool,
+    pub(super) tries: u32,
+    pub(super) next: Instant,
 }
 
 /// How applying a set of documents went.
@@ -60,7 +65,7 @@ pub struct Report {
 }
 
 /// What became of one component.
-enum Step {
+pub(super) enum Step {
     Unchanged,
     Changed,
     /// Its secret store does not run.
@@ -68,7 +73,7 @@ enum Step {
 }
 
 impl Trouble {
-    fn after(before: Option<Self>, content: Option<u64>, lasting: bool) -> Self {
+    pub(super) fn after(before: Option<Self>, content: Option<u64>, lasting: bool) -> Self {
         let tries = before.filter(|b| b.content == content).map_or(0, |b| b.tries + 1);
         let pause = RETRY_FIRST.saturating_mul(1 << tries.min(10)).min(RETRY_MOST);
         Self { content, lasting, tries, next: Instant::now() + pause }
@@ -82,8 +87,8 @@ impl Loader {
     ///
     /// # Errors
     /// Bare mode: duplicate names, or a component that failed without `ignoreErrors`.
-    pub async fn load_all(self: &Arc<Self>, documents: Vec<Component>) -> Result<(), LoadFailure> {
-        let documents = self.admit(documents)?;
+    pub async fn load_all<W: Into<Wanted>>(self: &Arc<Self>, documents: Vec<W>) -> Result<(), LoadFailure> {
+        let documents = self.admit(documents.into_iter().map(Into::into).collect())?;
         match self.apply(documents, true).await.fatal {
             Some(failure) => Err(failure),
             None => Ok(()),
@@ -92,8 +97,8 @@ impl Loader {
 
     /// Applies a complete set of documents: what is not in it goes, what has another content is
     /// replaced, what is new comes. Nothing else is touched.
-    pub async fn reconcile(self: &Arc<Self>, documents: Vec<Component>) -> Report {
-        match self.admit(documents) {
+    pub async fn reconcile<W: Into<Wanted>>(self: &Arc<Self>, documents: Vec<W>) -> Report {
+        match self.admit(documents.into_iter().map(Into::into).collect()) {
             Ok(documents) => self.apply(documents, false).await,
             Err(e) => {
                 // Not one of them is meant for sure, so everything stays as it was.
@@ -105,38 +110,53 @@ impl Loader {
 
     /// Looks at the present set again: tries what failed, and reads secrets that may have changed.
     pub async fn retry(self: &Arc<Self>) -> Report {
-        let documents: Vec<Component> = self.desired.lock().await.values().map(|e| e.document.clone()).collect();
+        let wanted = |e: &Entry| Wanted { document: e.document.clone(), moving: e.moving.clone() };
+        let documents: Vec<Wanted> = self.desired.lock().await.values().map(wanted).collect();
         match self.admit(documents) {
             Ok(documents) => self.apply(documents, false).await,
             Err(e) => Report { fatal: Some(e), ..Report::default() },
         }
     }
 
-    async fn apply(self: &Arc<Self>, documents: Vec<Component>, first: bool) -> Report {
+    async fn apply(self: &Arc<Self>, documents: Vec<Wanted>, first: bool) -> Report {
         let mut report = Report::default();
         let mut desired = self.desired.lock().await;
         let gone: Vec<String> =
-            desired.keys().filter(|name| !documents.iter().any(|c| c.meta.name == **name)).cloned().collect();
+            desired.keys().filter(|name| !documents.iter().any(|w| w.name() == **name)).cloned().collect();
         for name in gone {
-            if let Some(entry) = desired.remove(&name) {
+            if let Some(mut entry) = desired.remove(&name) {
+                self.drop_sides(&name, &mut entry).await;
                 report.changed += usize::from(entry.running.is_some());
                 self.remove(&name, entry).await;
             }
         }
-        report.draws = documents.iter().any(|c| draws(c, &self.cx.default_secret_store));
+        report.draws = documents.iter().any(|w| draws(&w.document, &self.cx.default_secret_store));
         // What is updated goes before what is created; secret stores are in front already.
         let (known, new): (Vec<_>, Vec<_>) =
-            documents.into_iter().partition(|c| first || desired.contains_key(&c.meta.name));
-        let mut waiting: VecDeque<Component> = known.into_iter().chain(new).collect();
+            documents.into_iter().partition(|w| first || desired.contains_key(w.name()));
+        let mut waiting: VecDeque<Wanted> = known.into_iter().chain(new).collect();
         let mut idle_rounds = 0;
-        while let Some(component) = waiting.pop_front() {
+        while let Some(wanted) = waiting.pop_front() {
+            let Wanted { document: component, moving } = &wanted;
             let name = component.meta.name.clone();
             let mut entry = desired.remove(&name).unwrap_or_else(|| Entry {
                 document: component.clone(),
+                moving: None,
                 running: None,
                 trouble: None,
+                sides: Sides::default(),
             });
-            let step = self.settle(&component, &mut entry, first).await;
+            let step = match moving {
+                Some(moving) => self.settle_moving(component, moving, &mut entry, first).await,
+                None => match self.end_move(component, &mut entry).await {
+                    Ok(()) => self.settle(component, &mut entry, first).await,
+                    Err(cause) => {
+                        self.core.swaps.refuse(KIND, &name, &cause);
+                        entry.trouble = Some(Trouble::after(entry.trouble, None, false));
+                        Ok(Step::Unchanged)
+                    }
+                },
+            };
             desired.insert(name, entry);
             match step {
                 Ok(Step::Unchanged) => idle_rounds = 0,
@@ -146,11 +166,11 @@ impl Loader {
                 }
                 Ok(Step::Waits(_)) if idle_rounds < waiting.len() => {
                     idle_rounds += 1;
-                    waiting.push_back(component);
+                    waiting.push_back(wanted);
                 }
                 Ok(Step::Waits(store)) => {
                     if let Some(entry) = desired.get_mut(&component.meta.name) {
-                        self.park(&component, entry, &store).await;
+                        self.park(component, entry, &store).await;
                     }
                 }
                 Err(failure) => {
@@ -163,12 +183,18 @@ impl Loader {
             }
         }
         let troubles = desired.values().filter_map(|e| e.trouble).filter(|t| !t.lasting);
-        report.next_try = troubles.map(|t| t.next).min();
+        let sides = desired.values().filter_map(|e| e.sides.next_try());
+        report.next_try = troubles.map(|t| t.next).chain(sides).min();
         report
     }
 
     /// Brings one component in line with its document.
-    async fn settle(self: &Arc<Self>, c: &Component, entry: &mut Entry, first: bool) -> Result<Step, LoadFailure> {
+    pub(super) async fn settle(
+        self: &Arc<Self>,
+        c: &Component,
+        entry: &mut Entry,
+        first: bool,
+    ) -> Result<Step, LoadFailure> {
         let name = c.meta.name.as_str();
         let edited = entry.document != *c;
         entry.document = c.clone();
@@ -359,7 +385,7 @@ impl Loader {
     }
 }
 
-fn kind_and_version(c: &Component) -> String {
+pub(super) fn kind_and_version(c: &Component) -> String {
     let version = if c.version.is_empty() { "v1" } else { &c.version };
     format!("{}/{version}", c.kind)
 }

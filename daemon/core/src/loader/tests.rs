@@ -293,3 +293,6 @@ async fn the_same_content_changes_nothing_and_others_are_not_touched() {
     rig.one_open("e").await;
     assert_eq!((open("e"), open("f"), open("g")), (1, 0, 1));
 }
+
+#[path = "moving_tests.rs"]
+mod moving;

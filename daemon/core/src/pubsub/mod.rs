@@ -43,7 +43,7 @@ pub use route::check_rule;
 pub use sources::{ask_app, bulk_options, from_document};
 pub use stream::{StreamSubscription, StreamVerdicts};
 use subscriptions::Parts;
-pub use subscriptions::{Leave, Subscriptions, Swap};
+pub use subscriptions::{Leave, Reading, Subscriptions, Swap};
 
 /// One event to publish.
 #[derive(Clone, Debug)]

@@ -25,7 +25,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_LAST: Duration = Duration::from_secs(5);
 /// An event that a broker was given back comes again within this time.
-const REDELIVERY: Duration = Duration::from_secs(75);
+pub(super) const REDELIVERY: Duration = Duration::from_secs(75);
 /// A subscription that ran for this long starts over with the first pause.
 const HEALTHY: Duration = Duration::from_secs(30);
 
@@ -84,6 +84,15 @@ impl Run {
         }
     }
 
+    /// Whether the subscription is in place now, and the error of the last try where it is not.
+    pub(super) fn standing(&self) -> Result<(), Option<Arc<str>>> {
+        match &*self.line.progress.borrow() {
+            Progress::Attached => Ok(()),
+            Progress::Starting => Err(None),
+            Progress::Failed(e) => Err(Some(e.clone())),
+        }
+    }
+
     /// Stops taking messages.
     pub(super) fn begin_stop(&self) {
         self.line.stopping.cancel();
@@ -105,14 +114,18 @@ impl Run {
     /// `limit` at most. Whether the broker had nothing more.
     pub(super) async fn idle(&self, idle: Duration, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        let empty = || self.line.busy.idle_for(idle) && self.line.busy.settled_for(REDELIVERY);
-        while !empty() {
+        while !self.is_idle(idle) {
             if Instant::now() >= deadline || self.done.is_cancelled() {
                 return false;
             }
             sleep(Duration::from_millis(20).min(limit)).await;
         }
         true
+    }
+
+    /// Whether nothing came for `idle` and what went back to the broker has come again.
+    pub(super) fn is_idle(&self, idle: Duration) -> bool {
+        self.line.busy.idle_for(idle) && self.line.busy.settled_for(REDELIVERY)
     }
 
     /// Events in flight.

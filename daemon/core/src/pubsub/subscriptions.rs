@@ -1,5 +1,7 @@
 //! All subscriptions of this sidecar.
 
+mod beside;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::future::{Future, ready};
@@ -30,6 +32,9 @@ use crate::store::{Found, PubSubHandle, Store};
 use crate::swap::Drained;
 use crate::tasks::Tasks;
 use crate::trace::Tracer;
+use beside::Beside;
+
+pub use beside::Reading;
 
 /// How long a start waits for the brokers before it says who is subscribed.
 const START_WAIT: Duration = Duration::from_secs(5);
@@ -64,6 +69,8 @@ struct State {
     runs: HashMap<Key, Entry>,
     streams: HashMap<u64, Stream>,
     next_stream: u64,
+    /// Second instances that are read as well, by component.
+    beside: HashMap<String, Beside>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -177,9 +184,10 @@ impl Subscriptions {
                 return;
             }
             state.phase = Phase::Still;
-            std::mem::take(&mut state.runs)
+            let beside = state.beside.values_mut().flat_map(Beside::pause).collect::<Vec<_>>();
+            (std::mem::take(&mut state.runs), beside)
         };
-        tracing::debug!(target: "dapr.runtime", "paused {} subscriptions", runs.len());
+        tracing::debug!(target: "dapr.runtime", "paused {} subscriptions", runs.0.len() + runs.1.len());
     }
 
     /// Takes events for the app again.
@@ -198,13 +206,15 @@ impl Subscriptions {
     /// Stops everything for good, streams too: no new events, those in flight finish within
     /// `drain`, the others go back to the broker. Whether all finished.
     pub async fn stop(&self, drain: Duration) -> bool {
-        let (runs, streams) = {
+        let (runs, streams, beside) = {
             let mut state = self.state.lock();
             state.phase = Phase::Stopped;
-            (std::mem::take(&mut state.runs), std::mem::take(&mut state.streams))
+            (std::mem::take(&mut state.runs), std::mem::take(&mut state.streams), std::mem::take(&mut state.beside))
         };
+        let streams = streams.into_values().filter_map(|s| s.run);
+        let beside = beside.into_values().flat_map(Beside::into_runs);
         let all: Vec<Run> =
-            runs.into_values().map(|e| e.run).chain(streams.into_values().filter_map(|s| s.run)).collect();
+            runs.into_values().map(|e| e.run).chain(streams).chain(beside.map(|(_, run)| run)).collect();
         all.iter().for_each(Run::begin_stop);
         join_all(all.iter().map(|run| run.stop(drain))).await.into_iter().all(|finished| finished)
     }
@@ -358,12 +368,21 @@ impl Subscriptions {
         }
         let id = state.next_stream;
         state.next_stream += 1;
+        let second = state.beside.get(&*sub.pubsub).map(|b| b.handle.clone());
+        let second = second.and_then(|h| self.launch(&sub, h, Target::Stream(wire.clone()), Routes::to("/")));
+        if let (Some(run), Some(beside)) = (second, state.beside.get_mut(&*sub.pubsub)) {
+            beside.streams.insert(id, run);
+        }
         state.streams.insert(id, Stream { sub, wire: wire.clone(), run: Some(run) });
         let owner = Arc::downgrade(self);
         Ok(wire.client(events, move || {
             if let Some(owner) = owner.upgrade() {
                 // Outside the lock: a run that is dropped stops its subscription.
-                let closed = owner.state.lock().streams.remove(&id);
+                let closed = {
+                    let mut state = owner.state.lock();
+                    let second: Vec<Run> = state.beside.values_mut().filter_map(|b| b.streams.remove(&id)).collect();
+                    (state.streams.remove(&id), second)
+                };
                 drop(closed);
             }
         }))
@@ -407,6 +426,7 @@ impl Subscriptions {
         drop(state);
         // Their tasks drain them; nobody has to wait.
         drop(surplus);
+        self.reconcile_beside();
     }
 
     fn app_target(&self, sub: &AppSubscription) -> Option<(Target, Routes)> {
