@@ -7,3 +7,5 @@
 
 mod injection;
 mod kinds;
+mod kubelet;
+mod nodes;
