@@ -80,6 +80,8 @@ pub struct World {
     claims: BTreeMap<String, CapabilityClaim>,
     placements: BTreeMap<String, AppPlacement>,
     components: BTreeSet<(String, String)>,
+    /// Keys of environments by their namespace; what is wrong in it is only slow.
+    spaces: BTreeMap<String, String>,
 }
 
 /// What became of one claim.
@@ -148,6 +150,7 @@ impl World {
             claims: BTreeMap::new(),
             placements: BTreeMap::new(),
             components: BTreeSet::new(),
+            spaces: BTreeMap::new(),
         }
     }
 
@@ -168,7 +171,9 @@ impl World {
             world.put_backend(&backend.value);
         }
         world.classes.extend(documents.classes.iter().map(|c| (c.value.name().to_owned(), c.value.clone())));
-        world.environments.extend(documents.environments.iter().map(|e| (e.value.key(), e.value.clone())));
+        for environment in &documents.environments {
+            world.put_environment(environment.value.clone());
+        }
         world.claims.extend(documents.claims.iter().map(|c| (c.value.key(), c.value.clone())));
         world.placements.extend(documents.placements.iter().map(|p| (p.value.key(), p.value.clone())));
         for other in documents.others.iter().filter(|o| o.value.kind == "Component") {
@@ -215,7 +220,12 @@ impl World {
 
     /// Adds or replaces an environment.
     pub fn put_environment(&mut self, object: Environment) {
-        self.environments.insert(object.key(), object);
+        let key = object.key();
+        let first = self.spaces.entry(self.namespace_of(&object)).or_insert_with(|| key.clone());
+        if key < *first {
+            first.clone_from(&key);
+        }
+        self.environments.insert(key, object);
     }
 
     /// Adds or replaces a claim.
@@ -300,7 +310,9 @@ impl World {
     /// The environment that a namespace belongs to.
     #[must_use]
     pub fn environment_of(&self, namespace: &str) -> Option<&Environment> {
-        let owner = self.environments.values().find(|e| self.namespace_of(e) == namespace);
+        let owns = |e: &&Environment| self.namespace_of(e) == namespace;
+        let known = self.spaces.get(namespace).and_then(|key| self.environments.get(key)).filter(owns);
+        let owner = known.or_else(|| self.environments.values().find(owns));
         if owner.is_some() || self.assume == Assume::Nothing {
             return owner;
         }
