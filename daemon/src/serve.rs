@@ -116,6 +116,28 @@ pub async fn serve_until<S, B>(
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let open = move |stream: Stream| std::future::ready(Some((stream, service.clone())));
+    serve_each(listener, open, limits, tasks, closing).await;
+}
+
+/// As [`serve_until`], where `open` makes of each accepted connection what is read from and
+/// written to, and its own service; or nothing, and the connection is closed. `open` has to
+/// bound its time.
+pub async fn serve_each<O, F, T, S, B>(
+    listener: Listener,
+    open: O,
+    limits: ServerLimits,
+    tasks: Tasks,
+    closing: CancellationToken,
+) where
+    O: Fn(Stream) -> F,
+    F: Future<Output = Option<(T, S)>> + Send + 'static,
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let slots = Arc::new(tokio::sync::Semaphore::new(limits.connections));
     let builder = Arc::new(builder(limits));
     loop {
@@ -129,10 +151,16 @@ pub async fn serve_until<S, B>(
         };
         match accepted {
             Ok(stream) => {
-                let (builder, service, stop) = (builder.clone(), service.clone(), tasks.stopping().clone());
+                let (builder, opening, stop) = (builder.clone(), open(stream), tasks.stopping().clone());
                 let closing = closing.clone();
                 tasks.spawn("connection", async move {
                     let _slot = slot;
+                    let opened = tokio::select! {
+                        biased;
+                        opened = opening => opened,
+                        () = closing.cancelled() => None,
+                    };
+                    let Some((stream, service)) = opened else { return };
                     let activity = Arc::new(Activity::default());
                     let io = TokioIo::new(Watched::new(stream, activity.clone()));
                     let service = Counted { inner: service, activity: activity.clone(), closing: closing.clone() };
@@ -201,49 +229,49 @@ async fn accept(listener: &Listener) -> io::Result<Stream> {
             let (stream, _) = l.accept().await?;
             // Small answers must not wait for more data.
             stream.set_nodelay(true)?;
-            Ok(Stream::Tcp { stream })
+            Ok(Stream::Tcp(stream))
         }
-        Listener::Unix(l) => Ok(Stream::Unix { stream: l.accept().await?.0 }),
+        Listener::Unix(l) => Ok(Stream::Unix(l.accept().await?.0)),
     }
 }
 
-pin_project! {
-    /// An accepted connection.
-    #[project = StreamProj]
-    enum Stream {
-        Tcp { #[pin] stream: tokio::net::TcpStream },
-        Unix { #[pin] stream: tokio::net::UnixStream },
-    }
+/// An accepted connection.
+#[derive(Debug)]
+pub enum Stream {
+    /// TCP.
+    Tcp(tokio::net::TcpStream),
+    /// Unix domain socket.
+    Unix(tokio::net::UnixStream),
 }
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.project() {
-            StreamProj::Tcp { stream } => stream.poll_read(cx, buf),
-            StreamProj::Unix { stream } => stream.poll_read(cx, buf),
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.project() {
-            StreamProj::Tcp { stream } => stream.poll_write(cx, buf),
-            StreamProj::Unix { stream } => stream.poll_write(cx, buf),
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.project() {
-            StreamProj::Tcp { stream } => stream.poll_flush(cx),
-            StreamProj::Unix { stream } => stream.poll_flush(cx),
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.project() {
-            StreamProj::Tcp { stream } => stream.poll_shutdown(cx),
-            StreamProj::Unix { stream } => stream.poll_shutdown(cx),
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 
@@ -252,9 +280,9 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.project() {
-            StreamProj::Tcp { stream } => stream.poll_write_vectored(cx, bufs),
-            StreamProj::Unix { stream } => stream.poll_write_vectored(cx, bufs),
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 

@@ -196,6 +196,7 @@ async fn documents_of_the_operator_are_followed_and_survive_its_absence() {
         .app_id("me")
         .without("resources-path")
         .flag("mode", "kubernetes")
+        .switch("enable-mtls=false")
         .flag("control-plane-address", format!("127.0.0.1:{port}"))
         .env("NAMESPACE", "shop")
         .start()

@@ -129,9 +129,7 @@ impl Route {
     pub(super) async fn connect(&self, tls: Option<Tls>) -> Result<Channel, String> {
         let connected = match tls {
             None => self.endpoint.connect().await,
-            Some(tls) => {
-                self.endpoint.connect_with_connector(Connector { address: self.address.clone(), tls }).await
-            }
+            Some(tls) => self.endpoint.connect_with_connector(Connector { address: self.address.clone(), tls }).await,
         };
         connected.map_err(|e| describe(&e))
     }
@@ -194,9 +192,13 @@ mod tests {
 
     #[test]
     fn any_address_has_a_server_name() {
-        for (address, name) in
-            [("host:1", "host"), ("10.0.0.1:1", "10.0.0.1"), ("[::1]:1", "::1"), ("a_b.c:1", "a_b.c"), ("?:1", "0.0.0.0")]
-        {
+        for (address, name) in [
+            ("host:1", "host"),
+            ("10.0.0.1:1", "10.0.0.1"),
+            ("[::1]:1", "::1"),
+            ("a_b.c:1", "a_b.c"),
+            ("?:1", "0.0.0.0"),
+        ] {
             assert_eq!(server_name(address).to_str(), name);
         }
     }

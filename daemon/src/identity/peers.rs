@@ -69,9 +69,7 @@ where
                 });
                 Ok((stream, Connected { from: None, identity }))
             });
-            known
-                .inspect_err(|e| tracing::warn!(target: LOG, "a connection to the peer port was refused: {e}"))
-                .ok()
+            known.inspect_err(|e| tracing::warn!(target: LOG, "a connection to the peer port was refused: {e}")).ok()
         })
     }
 }

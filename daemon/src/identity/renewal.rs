@@ -23,11 +23,7 @@ const SHORTEST: Duration = Duration::from_millis(20);
 const SHORT_LIVED: Duration = Duration::from_secs(60);
 
 /// The first certificate, with the tries that `pace` allows, and when it ends.
-pub(super) async fn begin(
-    sentry: &Sentry,
-    anchors: &Anchors,
-    pace: Pace,
-) -> Result<(Arc<Live>, SystemTime), String> {
+pub(super) async fn begin(sentry: &Sentry, anchors: &Anchors, pace: Pace) -> Result<(Arc<Live>, SystemTime), String> {
     let mut attempt = 1;
     loop {
         let failure = match first(sentry, anchors).await {
@@ -62,7 +58,10 @@ async fn first(sentry: &Sentry, anchors: &Anchors) -> Result<(Arc<Live>, SystemT
 /// Begins to look after the identity, whose first certificate ends at `until`.
 pub(super) fn keep(workload: &Arc<Workload>, until: SystemTime) {
     let stop = workload.tasks.stopping().clone();
-    workload.tasks.spawn("certificate renewal", renew(Arc::downgrade(workload), workload.distrusted.clone(), until, stop.clone()));
+    workload.tasks.spawn(
+        "certificate renewal",
+        renew(Arc::downgrade(workload), workload.distrusted.clone(), until, stop.clone()),
+    );
     if workload.anchors.are_followed() {
         workload.tasks.spawn("trust anchors", follow(Arc::downgrade(workload), workload.settings.pace.look, stop));
     }

@@ -162,14 +162,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let mut tokens = Tokens { file: None, kubernetes: vec![at("projected"), at("pod")] };
-        assert_eq!(tokens.read(), Ok((String::new(), TokenValidator::Unknown)));
+        let read = |tokens: &Tokens| tokens.read().map(|(token, validator)| (token, validator.as_str_name()));
+        assert_eq!(read(&tokens), Ok((String::new(), "UNKNOWN")));
         fs::write(at("pod"), "old").unwrap();
-        assert_eq!(tokens.read(), Ok(("old".to_owned(), TokenValidator::Kubernetes)));
+        assert_eq!(read(&tokens), Ok(("old".to_owned(), "KUBERNETES")));
         fs::write(at("projected"), "new\n").unwrap();
-        assert_eq!(tokens.read(), Ok(("new".to_owned(), TokenValidator::Kubernetes)));
+        assert_eq!(read(&tokens), Ok(("new".to_owned(), "KUBERNETES")));
         tokens.file = Some(at("jwt"));
-        assert!(tokens.read().unwrap_err().contains("DAPR_SENTRY_TOKEN_FILE"), "one that is named has to be there");
+        assert!(read(&tokens).unwrap_err().contains("DAPR_SENTRY_TOKEN_FILE"), "one that is named has to be there");
         fs::write(at("jwt"), "signed").unwrap();
-        assert_eq!(tokens.read(), Ok(("signed".to_owned(), TokenValidator::Jwks)));
+        assert_eq!(read(&tokens), Ok(("signed".to_owned(), "JWKS")));
     }
 }

@@ -29,9 +29,10 @@ use super::{app_side, documents, fatal};
 use crate::cli::{self, Mode, Options};
 use crate::handover::{self, DegradedNow, Departure, Door, Inherited};
 use crate::http::public;
+use crate::identity::{self, Workload};
 use crate::peer::Connected;
 use crate::ports::{self, Listener as Bound, Listeners};
-use crate::serve::{Listener, ServerLimits, serve_until};
+use crate::serve::{Listener, ServerLimits, serve_each, serve_until};
 
 /// Added to `read-buffer-size` for the HTTP/1.1 header limit, as the incumbent does.
 const HEADER_SLACK: u64 = 4096;
@@ -160,14 +161,29 @@ pub(super) async fn run(options: Options) -> ExitCode {
         tracing::warn!(target: "dapr.runtime", "{warning}");
     }
     announce(&options);
+    let workload = tokio::select! {
+        workload = workload(&options) => workload,
+        name = signals.stop() => {
+            tracing::info!(target: "dapr.runtime", "Received signal '{name}'; beginning shutdown");
+            return ExitCode::SUCCESS;
+        }
+    };
+    let workload = match workload {
+        Ok(workload) => workload,
+        Err(e) => return fatal(&e),
+    };
     let health = Arc::new(Health::new(options.app_id.as_str().into(), vec!["app"]));
     let fix = Fixtures {
         host_address: cli::host_address(options.env.host_ip.as_deref()),
         ports: listeners.ports,
         options: Arc::new(options),
         health: health.clone(),
+        workload,
     };
-    let source = source::open(&fix.options, fix.vars());
+    let source = match source::open(&fix.options, fix.vars(), fix.workload.clone()) {
+        Ok(source) => source,
+        Err(e) => return fatal(&e.to_string()),
+    };
     let building = async {
         let set = source.list(Depth::Everything).await.map_err(|e| e.to_string())?;
         let documents = documents::select(set, &fix.options);
@@ -200,7 +216,7 @@ pub(super) async fn run(options: Options) -> ExitCode {
         Ok(duplicates) => duplicates,
         Err(e) => return fatal(&format!("duplicating the listening sockets failed: {e}")),
     };
-    let servers = match start(&fix.options, listeners, &live) {
+    let servers = match start(&fix, listeners, &live) {
         Ok(servers) => servers,
         Err(e) => return fatal(&format!("starting the servers failed: {e}")),
     };
@@ -274,11 +290,19 @@ fn announce(options: &Options) {
         Mode::Kubernetes => tracing::info!(target: "dapr.runtime", "Kubernetes mode configured"),
     }
     tracing::info!(target: "dapr.runtime", "app id: {}", options.app_id);
-    if !options.control_plane.mtls {
-        tracing::info!(
-            target: "dapr.runtime",
-            "mTLS is disabled. Skipping certificate request and tls validation"
-        );
+}
+
+/// The identity of this process, where the options ask for one.
+async fn workload(options: &Options) -> Result<Option<Arc<Workload>>, String> {
+    match identity::Settings::from_options(options)? {
+        Some(settings) => Workload::start(settings).await.map(Some),
+        None => {
+            tracing::info!(
+                target: "dapr.runtime",
+                "mTLS is disabled. Skipping certificate request and tls validation"
+            );
+            Ok(None)
+        }
     }
 }
 
@@ -357,7 +381,8 @@ async fn drive(
     }
 }
 
-fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Result<Servers> {
+fn start(fix: &Fixtures, listeners: Listeners, live: &Arc<Live>) -> io::Result<Servers> {
+    let options = &fix.options;
     let Listeners { http, grpc, internal, public: public_listener, metrics, profiling, .. } = listeners;
     let mut servers =
         Servers { apis: Server::new(), peers: Server::new(), metrics: Server::new(), sockets: Vec::new() };
@@ -427,17 +452,16 @@ fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Resul
         target: "dapr.runtime.grpc.internal",
         "Internal gRPC server is running on {}:{}", options.internal_grpc_listen_address, address.port()
     );
-    let peer_live = live.clone();
-    let service = service_fn(move |req: Request<Incoming>| {
-        let peers = peer_live.current.load().fronts.load().peers.clone();
-        async move { Ok::<_, Infallible>(peers.handle(&Connected::default(), req).await) }
-    });
-    servers.peers.serve("peer server", Listener::Tcp(tcp(internal)?), service, grpc_limits);
+    serve_peers(&servers.peers, Listener::Tcp(tcp(internal)?), fix.workload.as_ref(), live, grpc_limits);
     if let Some(listener) = metrics {
         tracing::info!(target: "dapr.metrics", "metrics server started on {}", listener.local_addr()?);
-        let live = live.clone();
-        let scrape: Arc<dyn Fn() -> String + Send + Sync> =
-            Arc::new(move || Metrics::encode(&live.current.load().core.metrics));
+        let (live, workload) = (live.clone(), fix.workload.clone());
+        let scrape: Arc<dyn Fn() -> String + Send + Sync> = Arc::new(move || {
+            if let Some(workload) = &workload {
+                workload.refresh();
+            }
+            Metrics::encode(&live.current.load().core.metrics)
+        });
         let stop = servers.metrics.closing.clone();
         servers.metrics.tasks.spawn("metrics server", async move {
             if let Err(e) = ports::serve_metrics(listener, scrape, stop).await {
@@ -446,6 +470,36 @@ fn start(options: &Options, listeners: Listeners, live: &Arc<Live>) -> io::Resul
         });
     }
     Ok(servers)
+}
+
+/// The peer server: over mTLS where sidecars talk so, each connection with the identity that it
+/// has proved.
+fn serve_peers(
+    peers: &Server,
+    listener: Listener,
+    workload: Option<&Arc<Workload>>,
+    live: &Arc<Live>,
+    limits: ServerLimits,
+) {
+    let live = live.clone();
+    let service = move |connected: Connected| {
+        let (live, connected) = (live.clone(), Arc::new(connected));
+        service_fn(move |req: Request<Incoming>| {
+            let peers = live.current.load().fronts.load().peers.clone();
+            let connected = connected.clone();
+            async move { Ok::<_, Infallible>(peers.handle(&connected, req).await) }
+        })
+    };
+    let Some(workload) = workload.filter(|w| w.secures_peers()) else {
+        return peers.serve("peer server", listener, service(Connected::default()), limits);
+    };
+    let accept = identity::accept(workload);
+    let open = move |stream| {
+        let (accepted, service) = (accept(stream), service.clone());
+        async move { accepted.await.map(|(stream, connected)| (stream, service(connected))) }
+    };
+    let (tasks, closing) = (peers.tasks.clone(), peers.closing.clone());
+    peers.tasks.spawn("peer server", serve_each(listener, open, limits, tasks, closing));
 }
 
 fn usable(bound: Bound, sockets: &mut Vec<ports::SocketFile>) -> io::Result<Listener> {

@@ -4,7 +4,7 @@
 //! listed, so that nothing falls between. A connection that breaks is made again with growing
 //! pauses, and everything is listed anew. The last complete set stays in use meanwhile.
 
-mod documents;
+pub(super) mod documents;
 mod link;
 #[cfg(test)]
 mod tests;
@@ -24,6 +24,7 @@ use self::documents::Mirror;
 use self::link::{Link, Settings};
 use super::source::{Depth, DocumentSet, Source, SourceError};
 use crate::cli::Options;
+use crate::identity::ControlPlane;
 
 /// What a start waits for a first complete set: as long as the incumbent tries.
 const FIRST_LIMIT: Duration = Duration::from_secs(500);
@@ -55,19 +56,18 @@ struct Shared {
 
 impl fmt::Debug for Operator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Operator").field("address", &self.settings.address).finish_non_exhaustive()
+        f.debug_struct("Operator").field("address", &self.settings.plane.address()).finish_non_exhaustive()
     }
 }
 
 impl Operator {
-    /// The source at the operator that `options` name. The connection is made with the first listing.
-    pub(super) fn new(options: &Options) -> Self {
+    /// The source at the operator, reached as `plane` says. The connection is made with the first listing.
+    pub(super) fn new(options: &Options, plane: ControlPlane) -> Self {
         Self::with(Settings {
-            address: options.control_plane.address.clone(),
+            plane,
             namespace: options.env.namespace().to_owned(),
             configurations: options.configs.clone(),
             relist_every: options.reconcile_interval,
-            identity_wanted: options.env.trust_anchors.is_some(),
         })
     }
 
@@ -81,10 +81,10 @@ impl Operator {
         }
     }
 
-    fn start(&self) -> Result<(), SourceError> {
+    fn start(&self) {
         let mut started = self.started.lock();
         if !*started {
-            let link = Link::new(self.settings.clone(), self.shared.clone())?;
+            let link = Link::new(self.settings.clone(), self.shared.clone());
             let stop = self.tasks.stopping().clone();
             self.tasks.spawn("operator link", async move {
                 tokio::select! {
@@ -94,7 +94,6 @@ impl Operator {
             });
             *started = true;
         }
-        Ok(())
     }
 }
 
@@ -111,7 +110,7 @@ impl Source for Operator {
     }
 
     async fn list(&self, depth: Depth) -> Result<DocumentSet, SourceError> {
-        self.start()?;
+        self.start();
         let mut listings = self.shared.listings.subscribe();
         let before = *listings.borrow_and_update();
         if before == 0 {
@@ -120,7 +119,7 @@ impl Source for Operator {
                 .map_err(|_| {
                     SourceError(format!(
                         "the operator at {} gave no complete set of documents within {FIRST_LIMIT:?}",
-                        self.settings.address
+                        self.settings.plane.address()
                     ))
                 })?
                 .map_err(|_| SourceError("the link to the operator has ended".to_owned()))?;

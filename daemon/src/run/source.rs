@@ -16,6 +16,7 @@ use mecha_resources::{Configuration, Loaded};
 
 use super::operator::Operator;
 use crate::cli::{Mode, Options};
+use crate::identity::{ControlPlane, Workload};
 pub(super) use folders::Folders;
 
 /// How much a listing reads again.
@@ -69,10 +70,18 @@ pub(super) trait Source: fmt::Debug + Send + Sync + 'static {
     async fn changed(&self);
 }
 
-/// The source that the options ask for.
-pub(super) fn open(options: &Arc<Options>, vars: EnvLookup) -> Arc<dyn Source> {
+/// The source that the options ask for; the control plane is met as `workload`.
+///
+/// # Errors
+/// The options of the control plane make no sense.
+pub(super) fn open(
+    options: &Arc<Options>,
+    vars: EnvLookup,
+    workload: Option<Arc<Workload>>,
+) -> Result<Arc<dyn Source>, SourceError> {
     if options.mode == Mode::Kubernetes && !options.control_plane.address.is_empty() {
-        return Arc::new(Operator::new(options));
+        let plane = ControlPlane::operator(options, workload).map_err(SourceError)?;
+        return Ok(Arc::new(Operator::new(options, plane)));
     }
-    Arc::new(Folders::new(options.clone(), vars))
+    Ok(Arc::new(Folders::new(options.clone(), vars)))
 }

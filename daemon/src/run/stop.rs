@@ -90,7 +90,7 @@ pub(super) async fn hand_over(
     let metrics = bounded(&servers.metrics, "metrics server", Duration::ZERO, API_DRAIN);
     tokio::join!(inputs, apis, peers, metrics);
     enter(&fix.health, Phase::Drained);
-    runtime.close().await;
+    close(fix, &runtime).await;
     enter(&fix.health, Phase::Stopped);
     tracing::info!(target: "dapr.runtime", "handed over and ended");
     ExitCode::SUCCESS
@@ -142,10 +142,18 @@ async fn stages(fix: &Fixtures, runtime: Arc<Runtime>, servers: Servers) {
     bounded(&servers.apis, "API servers", FAREWELL, API_DRAIN).await;
     bounded(&servers.peers, "peer server", FAREWELL, API_DRAIN).await;
     enter(&fix.health, Phase::Drained);
-    runtime.close().await;
+    close(fix, &runtime).await;
     tracing::info!(target: "dapr.runtime", "Dapr runtime stopped");
     bounded(&servers.metrics, "metrics server", Duration::ZERO, API_DRAIN).await;
     enter(&fix.health, Phase::Stopped);
+}
+
+/// Ends the last runtime of the process, and what outlives a runtime.
+async fn close(fix: &Fixtures, runtime: &Runtime) {
+    runtime.close().await;
+    if let Some(workload) = &fix.workload {
+        workload.shut_down().await;
+    }
 }
 
 /// Closes a group of servers: `farewell` for clients to hear of it, `drain` for calls in flight.

@@ -12,19 +12,17 @@ use mecha_proto::operator as wire;
 use mecha_proto::operator::ResourceEventType;
 use mecha_proto::operator::operator_client::OperatorClient;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::super::source::SourceError;
 use super::Shared;
 use super::documents::{Item, Kind};
+use crate::identity::ControlPlane;
 
 /// First and longest pause between two connections. The longest is that of the incumbent.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// Limit of a connection attempt and of one list.
+/// Limit of one list.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
-/// Keep-alive: a silent operator is noticed within the sum.
-const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 /// A list of a whole namespace; the same as the control plane's own limit.
 const MAX_MESSAGE: usize = 64 << 20;
 /// A connection that lasted this long starts the pauses anew.
@@ -33,21 +31,17 @@ const HEALTHY: Duration = Duration::from_secs(30);
 /// Where the operator is, and what is asked of it.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    /// `host:port`.
-    pub(super) address: String,
+    pub(super) plane: ControlPlane,
     pub(super) namespace: String,
     /// Names of the Configurations in use, the last one wins.
     pub(super) configurations: Vec<String>,
     pub(super) relist_every: Duration,
-    /// Trust anchors are there, so the control plane is to be met over mTLS.
-    pub(super) identity_wanted: bool,
 }
 
 /// Keeps the mirror up to date.
 pub(super) struct Link {
     settings: Settings,
     shared: Arc<Shared>,
-    endpoint: Endpoint,
 }
 
 type Client = OperatorClient<Channel>;
@@ -64,27 +58,14 @@ impl From<Status> for Broken {
 }
 
 impl Link {
-    pub(super) fn new(settings: Settings, shared: Arc<Shared>) -> Result<Self, SourceError> {
-        if settings.identity_wanted {
-            // In plain text secrets would travel that the flags want protected.
-            return Err(SourceError(
-                "DAPR_TRUST_ANCHORS asks for mTLS to the control plane, which this version does not speak; \
-                 leave it out to talk to the operator in plain text"
-                    .to_owned(),
-            ));
+    pub(super) fn new(settings: Settings, shared: Arc<Shared>) -> Self {
+        if !settings.plane.is_secure() {
+            tracing::warn!(
+                target: "dapr.runtime",
+                "the connection to the operator at {} is not encrypted", settings.plane.address()
+            );
         }
-        let endpoint = Endpoint::from_shared(format!("http://{}", settings.address))
-            .map_err(|e| SourceError(format!("--control-plane-address {:?} is no address: {e}", settings.address)))?
-            .connect_timeout(CALL_LIMIT)
-            .http2_keep_alive_interval(PING.0)
-            .keep_alive_timeout(PING.1)
-            .keep_alive_while_idle(true)
-            .tcp_nodelay(true);
-        tracing::warn!(
-            target: "dapr.runtime",
-            "the connection to the operator at {} is not encrypted", settings.address
-        );
-        Ok(Self { settings, shared, endpoint })
+        Self { settings, shared }
     }
 
     pub(super) async fn run(self) -> Infallible {
@@ -102,7 +83,7 @@ impl Link {
             let kept = if *self.shared.listings.borrow() > 0 { "; the last documents stay in use" } else { "" };
             tracing::warn!(
                 target: "dapr.runtime.hotreload",
-                "no connection to the operator at {}, trying again in {wait:?}{kept}: {cause}", self.settings.address
+                "no connection to the operator at {}, trying again in {wait:?}{kept}: {cause}", self.settings.plane.address()
             );
             sleep(wait).await;
             pause = (pause * 2).min(PAUSE.1);
@@ -111,16 +92,13 @@ impl Link {
 
     /// One connection, to its end.
     async fn connection(&self) -> Result<Infallible, Broken> {
-        let connected = timeout(CALL_LIMIT, self.endpoint.connect()).await;
-        let channel = connected
-            .map_err(|_| Broken(format!("no connection within {CALL_LIMIT:?}")))?
-            .map_err(|e| Broken(describe(&e)))?;
+        let channel = self.settings.plane.connect().await.map_err(Broken)?;
         let mut client =
             OperatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(1 << 20);
         // Streams first: what changes while the lists are read is told by them.
         let mut events = self.streams(&mut client).await?;
         self.list(&mut client).await?;
-        tracing::info!(target: "dapr.runtime.hotreload", "following the operator at {}", self.settings.address);
+        tracing::info!(target: "dapr.runtime.hotreload", "following the operator at {}", self.settings.plane.address());
         let every = self.settings.relist_every.max(Duration::from_millis(100));
         let mut tick = interval_at(Instant::now() + every, every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -243,16 +221,4 @@ impl Link {
             }
         }
     }
-}
-
-/// An error with its causes.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(e) = cause {
-        text.push_str(": ");
-        text.push_str(&e.to_string());
-        cause = e.source();
-    }
-    text
 }

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 use super::super::source::{Depth, Source};
 use super::link::Settings;
 use super::{Operator, documents};
+use crate::identity::ControlPlane;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -224,11 +225,10 @@ fn component(name: &str, value: &str) -> Value {
 
 fn source(port: u16, configurations: &[&str]) -> Operator {
     Operator::with(Settings {
-        address: format!("127.0.0.1:{port}"),
+        plane: ControlPlane::new(&format!("127.0.0.1:{port}"), "dapr-operator", None).unwrap(),
         namespace: "shop".into(),
         configurations: configurations.iter().map(|c| (*c).to_owned()).collect(),
         relist_every: Duration::from_secs(60),
-        identity_wanted: false,
     })
 }
 
@@ -336,14 +336,6 @@ async fn a_start_waits_for_its_configuration() {
     let configuration = tokio::time::timeout(LIMIT, listing).await.unwrap().unwrap().unwrap();
     assert!(configuration.tracing.is_some());
     server.abort();
-}
-
-#[tokio::test]
-async fn flags_that_want_a_protected_connection_are_not_ignored() {
-    let mut settings = source(1, &[]).settings.clone();
-    settings.identity_wanted = true;
-    let error = Operator::with(settings).list(Depth::Everything).await.unwrap_err();
-    assert!(error.to_string().contains("mTLS to the control plane"), "{error}");
 }
 
 #[test]
