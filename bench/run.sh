@@ -5,5 +5,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # A thousand connections at both ends.
 ulimit -n "$(ulimit -Hn)" 2>/dev/null || true
-cargo build --release -p mechad -p mecha-bench
+if [[ ${1:-} == control ]]; then
+  MECHA_KUBERNETES=$(bash tests/control/apiserver/build.sh)
+  export MECHA_KUBERNETES
+  cargo build --release -p mecha-control -p mecha-bench
+else
+  cargo build --release -p mechad -p mecha-bench
+fi
 exec cargo run --quiet --release -p mecha-bench -- "$@"

@@ -5,6 +5,7 @@
 //! are processes of their own, so that CPU is counted where it is used.
 
 mod backends;
+mod control;
 mod facts;
 mod layout;
 mod load;
@@ -70,6 +71,15 @@ enum Helper {
         /// Role, wire, value.
         args: Vec<String>,
     },
+    /// The control part on a real API server: memory, idle CPU, a thousand claims, one edit.
+    Control {
+        /// The program to measure.
+        #[arg(long, value_name = "PATH", default_value = "target/release/mecha-control")]
+        program: PathBuf,
+        /// Seconds during which nothing happens.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        idle_seconds: u64,
+    },
     /// Write the linker script that keeps together what every start runs.
     Layout {
         /// A release build with its symbols.
@@ -94,6 +104,9 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let done = match &args.helper {
         Some(Helper::Helper { args }) => serve::run(args),
+        Some(Helper::Control { program, idle_seconds }) => {
+            control::run(program, Duration::from_secs(*idle_seconds), &args.out)
+        }
         Some(Helper::Layout { daemon, script }) => layout::run(daemon, script),
         None => bench(&args),
     };
