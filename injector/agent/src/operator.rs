@@ -78,7 +78,7 @@ impl Documents {
     }
 
     /// Tells of every change of a kind from now on.
-    fn follow<T: Send + 'static>(
+    async fn follow<T: Send + 'static>(
         &self,
         caller: Caller,
         kind: Kind,
@@ -95,11 +95,13 @@ impl Documents {
         let gauge = self.served.metrics.stream(Protocol::Dapr);
         let (sender, receiver) = mpsc::channel(1);
         let mut desk = self.desk(caller);
+        // Before the answer leaves: a list that is asked for after it has all that is not told from here on.
+        let told = documents(&mut desk, kind, &BTreeMap::new()).await;
         let stop = self.served.stop.clone();
         self.served.tasks.spawn("operator stream", async move {
             let _held = (counted, gauge);
             tokio::select! {
-                () = tell(&mut desk, kind, event, &sender) => {}
+                () = tell(&mut desk, kind, told, event, &sender) => {}
                 () = sender.closed() => {}
                 () = stop.cancelled() => {
                     let _ = sender.try_send(Err(Status::unavailable("the agent stops; connect again")));
@@ -127,44 +129,43 @@ fn filled(desk: &Desk, document: &Arc<Document>) -> Result<Bytes, Status> {
     Ok(filled.text.into())
 }
 
-/// Sends what changes against what was there at the beginning, until nobody listens. Only the latest state waits to
-/// be sent.
+/// The documents of a kind by name. One that waits for a secret stays as it was in `told`.
+async fn documents(desk: &mut Desk, kind: Kind, told: &BTreeMap<String, Bytes>) -> BTreeMap<String, Bytes> {
+    let published = desk.look();
+    let documents = desk.select_kind(&published, kind);
+    desk.hold(documents.iter().map(|d| d.owner())).await;
+    let text = |document: &Arc<Document>| {
+        let filled = desk.fill_owner(document);
+        let ready = filled.missing.is_empty().then(|| Bytes::from(filled.text));
+        Some((document.name.clone(), ready.or_else(|| told.get(&document.name).cloned())?))
+    };
+    documents.iter().filter_map(text).collect()
+}
+
+/// Sends what changes against `told`, until nobody listens. Only the latest state waits to be sent.
 async fn tell<T>(
     desk: &mut Desk,
     kind: Kind,
+    mut told: BTreeMap<String, Bytes>,
     event: fn(Bytes, ResourceEventType) -> T,
     to: &mpsc::Sender<Result<T, Status>>,
 ) {
-    let mut told: Option<BTreeMap<String, Bytes>> = None;
     loop {
-        let published = desk.look();
-        let documents = desk.select_kind(&published, kind);
-        desk.hold(documents.iter().map(|d| d.owner())).await;
-        let mut now = BTreeMap::new();
-        for document in &documents {
-            let filled = desk.fill_owner(document);
-            if filled.missing.is_empty() {
-                now.insert(document.name.clone(), Bytes::from(filled.text));
-            } else if let Some(before) = told.as_ref().and_then(|told| told.get(&document.name)) {
-                // It goes on with what it has.
-                now.insert(document.name.clone(), before.clone());
-            }
-        }
-        if let Some(before) = told.replace(now.clone()) {
-            let deleted = before.iter().filter(|(name, _)| !now.contains_key(*name));
-            let deleted = deleted.map(|(name, _)| event(gone(kind, name, desk.caller()), ResourceEventType::Deleted));
-            let changed = now.iter().filter_map(|(name, text)| match before.get(name) {
-                Some(same) if same == text => None,
-                Some(_) => Some(event(text.clone(), ResourceEventType::Updated)),
-                None => Some(event(text.clone(), ResourceEventType::Created)),
-            });
-            for event in deleted.chain(changed) {
-                if to.send(Ok(event)).await.is_err() {
-                    return;
-                }
-            }
-        }
         desk.changed().await;
+        let now = documents(desk, kind, &told).await;
+        let deleted = told.keys().filter(|name| !now.contains_key(*name));
+        let deleted = deleted.map(|name| event(gone(kind, name, desk.caller()), ResourceEventType::Deleted));
+        let changed = now.iter().filter_map(|(name, text)| match told.get(name) {
+            Some(same) if same == text => None,
+            Some(_) => Some(event(text.clone(), ResourceEventType::Updated)),
+            None => Some(event(text.clone(), ResourceEventType::Created)),
+        });
+        for event in deleted.chain(changed) {
+            if to.send(Ok(event)).await.is_err() {
+                return;
+            }
+        }
+        told = now;
     }
 }
 
@@ -198,6 +199,7 @@ impl Operator for Documents {
             component,
             r#type: change.into(),
         })
+        .await
     }
 
     async fn list_components(
@@ -260,6 +262,7 @@ impl Operator for Documents {
             subscription,
             r#type: change.into(),
         })
+        .await
     }
 
     async fn list_http_endpoints(
@@ -280,6 +283,7 @@ impl Operator for Documents {
             http_endpoints,
             r#type: change.into(),
         })
+        .await
     }
 
     async fn list_mcp_servers(
@@ -307,6 +311,7 @@ impl Operator for Documents {
             configuration,
             r#type: change.into(),
         })
+        .await
     }
 
     async fn resiliency_update(
@@ -318,6 +323,7 @@ impl Operator for Documents {
             resiliency,
             r#type: change.into(),
         })
+        .await
     }
 
     async fn list_workflow_access_policy(
