@@ -106,7 +106,8 @@ pub struct Move {
     #[prost(message, optional, tag = "5")]
     pub deadline: ::core::option::Option<::prost_types::Timestamp>,
 }
-/// What a sidecar has put into effect. Sent after every set and whenever an entry changes, at most once in 100 ms.
+/// What a sidecar has put into effect. Sent after every set, after Unchanged, and whenever an entry changes, at most
+/// once in 100 ms.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Report {
     /// The set that it is about.

@@ -237,6 +237,8 @@ closed! {
         ProbeFailed,
         /// No probe has run yet.
         ProbePending,
+        /// Nothing probes here: its source is complete, and what it claims is taken as true.
+        NotProbed,
         /// The Secret or object it names is not there.
         SourceMissing,
         /// The object it names is not ready.
