@@ -32,7 +32,7 @@ readonly STAGES=(
   "build|every binary, once; later stages use these"
   "arrows|rules of the house: who may depend on whom (xtask tidy)"
   "codegen|committed protobuf code is what the .proto files generate"
-  "crds|definitions of the kinds are what the types generate"
+  "crds|definitions of the kinds are what the types generate, manifests what the chart renders"
   "docs|generated reference pages are up to date"
   "licences|licences, bans and sources of dependencies; advisories where reachable"
   "rustdoc|API documentation builds without warnings"
@@ -102,7 +102,12 @@ stage_arrows() { "$BINARIES/xtask" tidy; }
 
 stage_codegen() { "$BINARIES/xtask" codegen --check; }
 
-stage_crds() { "$BINARIES/xtask" crds --check; }
+stage_crds() {
+  local status=0
+  "$BINARIES/xtask" crds --check || status=1
+  "$BINARIES/xtask" manifests --check || status=1
+  return "$status"
+}
 
 stage_docs() { "$BINARIES/xtask" docs --check; }
 
@@ -146,7 +151,11 @@ for package in json.load(sys.stdin)["packages"]:
 
 stage_fuzz() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test fuzz; }
 
-stage_conformance() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test conformance; }
+stage_conformance() {
+  MECHA_KUBERNETES=$(bash tests/control/apiserver/build.sh) || return 1
+  export MECHA_KUBERNETES
+  cargo test "${WORKSPACE[@]}" --no-fail-fast --test conformance
+}
 
 stage_black-box() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test api; }
 
@@ -158,7 +167,8 @@ stage_faults() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test faults; }
 
 stage_control() {
   MECHA_KUBERNETES=$(bash tests/control/apiserver/build.sh) || return 1
-  export MECHA_KUBERNETES
+  MECHA_HELM=$(bash tests/control/helm/build.sh) || return 1
+  export MECHA_KUBERNETES MECHA_HELM
   cargo test "${WORKSPACE[@]}" --no-fail-fast --test control --test real_server
 }
 

@@ -26,6 +26,7 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("configuration.postgresql", "postgres"),
     ("configuration.redis", "redis"),
     ("lock.redis", "redis"),
+    ("secretstores.kubernetes", "kubernetes"),
     ("secretstores.local.env", ""),
     ("secretstores.local.file", ""),
     ("nameresolution.mdns", "mdns"),
@@ -39,6 +40,8 @@ pub fn register_all(registry: &mut Registry) {
     mecha_broker::register(registry);
     #[cfg(feature = "kafka")]
     mecha_kafka::register(registry);
+    #[cfg(feature = "kubernetes")]
+    mecha_kubernetes::register(registry);
     #[cfg(feature = "mdns")]
     mecha_mdns::register(registry);
     #[cfg(feature = "postgres")]
@@ -56,6 +59,7 @@ pub fn left_out(kind: &str) -> Option<&'static str> {
     let compiled_in = match *feature {
         "broker" => cfg!(feature = "broker"),
         "kafka" => cfg!(feature = "kafka"),
+        "kubernetes" => cfg!(feature = "kubernetes"),
         "mdns" => cfg!(feature = "mdns"),
         "postgres" => cfg!(feature = "postgres"),
         "redis" => cfg!(feature = "redis"),

@@ -1,12 +1,18 @@
 //! The servers that entries name as `{server:NAME}`: one of each for all entries, started
 //! when the first one needs it.
 
-use mecha_testkit::servers::{Kafka, Postgres, Redis};
+use mecha_testkit::servers::{Kafka, Kubernetes, Postgres, Redis};
 use parking_lot::Mutex;
 
 static KAFKA: Mutex<Option<Kafka>> = Mutex::new(None);
+static KUBERNETES: Mutex<Option<Kubernetes>> = Mutex::new(None);
 static REDIS: Mutex<Option<Redis>> = Mutex::new(None);
 static POSTGRES: Mutex<Option<Postgres>> = Mutex::new(None);
+
+/// What the secret store is to find.
+const SECRETS: &str = "apiVersion: v1\nkind: Secret\nmetadata: {name: shop, namespace: default}\n\
+    stringData: {shop: val-one}\n---\napiVersion: v1\nkind: Secret\nmetadata: {name: db, namespace: default}\n\
+    stringData: {db: val-two}\n";
 
 /// The table of settings and a trigger that announces changes, as the documentation has them.
 const SETTINGS: &str =
@@ -24,6 +30,7 @@ CREATE TRIGGER changes AFTER INSERT OR UPDATE OR DELETE ON settings FOR EACH ROW
 pub(crate) fn missing(name: &str) -> Option<String> {
     match name {
         "kafka" => Kafka::missing().map(|install| format!("Apache Kafka is not installed ({install})")),
+        "kubernetes" => Kubernetes::missing().map(|build| format!("kube-apiserver is not built ({build})")),
         "redis" => Redis::missing().map(|install| format!("redis-server is not installed ({install})")),
         "postgres" => Postgres::missing().map(|install| format!("postgresql is not installed ({install})")),
         _ => panic!("conformance/manifest.toml names the unknown server '{name}'"),
@@ -39,6 +46,14 @@ pub(crate) fn address(name: &str) -> String {
                 *kafka = Kafka::start();
             }
             kafka.as_ref().map(Kafka::address).unwrap_or_default()
+        }
+        // The file that says where it is.
+        "kubernetes" => {
+            let mut kubernetes = KUBERNETES.lock();
+            if kubernetes.is_none() {
+                *kubernetes = Kubernetes::start().inspect(|server| drop(server.apply(SECRETS)));
+            }
+            kubernetes.as_ref().map(|server| server.kubeconfig().to_string_lossy().into_owned()).unwrap_or_default()
         }
         "redis" => {
             let mut redis = REDIS.lock();
@@ -102,6 +117,7 @@ fn literal(text: &str) -> String {
 /// Ends what was started.
 pub(crate) fn stop() {
     drop(KAFKA.lock().take());
+    drop(KUBERNETES.lock().take());
     drop(REDIS.lock().take());
     drop(POSTGRES.lock().take());
 }

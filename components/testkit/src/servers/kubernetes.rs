@@ -108,6 +108,12 @@ impl Kubernetes {
         KubernetesOptions::new().start()
     }
 
+    /// How to build the programs, when they were not.
+    #[must_use]
+    pub fn missing() -> Option<&'static str> {
+        programs().is_none().then_some(INSTALL)
+    }
+
     fn launch(options: KubernetesOptions, programs: PathBuf) -> Result<Self, String> {
         let dir = TempDir::new().map_err(|e| format!("no temporary folder: {e}"))?;
         let ports = Ports { etcd: free_port(), etcd_peers: free_port(), apiserver: free_port(), manager: free_port() };
