@@ -60,11 +60,11 @@ struct Args {
     #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
     out: PathBuf,
     #[command(subcommand)]
-    helper: Option<Helper>,
+    helper: Option<Task>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Helper {
+enum Task {
     /// The process of an app or a proxy; started by the bench itself.
     #[command(hide = true)]
     Helper {
@@ -103,11 +103,11 @@ enum Part {
 fn main() -> ExitCode {
     let args = Args::parse();
     let done = match &args.helper {
-        Some(Helper::Helper { args }) => serve::run(args),
-        Some(Helper::Control { program, idle_seconds }) => {
+        Some(Task::Helper { args }) => serve::run(args),
+        Some(Task::Control { program, idle_seconds }) => {
             control::run(program, Duration::from_secs(*idle_seconds), &args.out)
         }
-        Some(Helper::Layout { daemon, script }) => layout::run(daemon, script),
+        Some(Task::Layout { daemon, script }) => layout::run(daemon, script),
         None => bench(&args),
     };
     match done {
