@@ -13,6 +13,9 @@ use crate::cluster::{AUDIENCE, Cluster, LIMIT, SYSTEM, leads_to, names, request,
 const ASKING: usize = 4;
 const PUBLISH_WAIT: Duration = Duration::from_secs(1);
 
+/// Certificates and their ends.
+type Issued = Vec<(Vec<u8>, SystemTime)>;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn roots_follow_each_other_under_load_and_every_certificate_holds_until_its_end() {
     let Some(cluster) = Cluster::start().await else { return };
@@ -34,7 +37,7 @@ async fn roots_follow_each_other_under_load_and_every_certificate_holds_until_it
 
     let cluster = Arc::new(cluster);
     let stop = Arc::new(AtomicBool::new(false));
-    let alive: Arc<Mutex<Vec<(Vec<u8>, SystemTime)>>> = Arc::default();
+    let alive = Arc::new(Mutex::new(Issued::new()));
     let mut workers = tokio::task::JoinSet::new();
     for worker in 0..ASKING {
         let (cluster, stop, alive, token) = (cluster.clone(), stop.clone(), alive.clone(), token.clone());
