@@ -26,6 +26,8 @@ use crate::sidecars::{Place, Reported};
 const PROTOCOL: u32 = 1;
 /// What a sidecar may take for its first message.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// How long the reason for the end of a stream waits to be sent.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// Longest name of an instance; that of a pod.
 const MAX_INSTANCE: usize = 253;
 /// Configurations of one sidecar.
@@ -74,7 +76,7 @@ impl Delivery for Sets {
             };
             if let Err(status) = ended {
                 // Within a limit: a sidecar that reads nothing must not keep the task.
-                let _ = sender.send_timeout(Err(status), HELLO_LIMIT).await;
+                let _ = sender.send_timeout(Err(status), LAST_WORD).await;
             }
         });
         Ok(Response::new(Box::pin(receiver_stream(receiver))))
@@ -191,7 +193,7 @@ async fn next(
         served.metrics.refused(Refusal::Limit);
         Status::resource_exhausted(why)
     })?;
-    place.missing(set.missing.clone());
+    place.sent(&set.digest, &set.missing);
     if sent.as_ref().is_some_and(|sent| sent.digest == set.digest) {
         return Ok(None);
     }
@@ -209,6 +211,16 @@ async fn next(
     let message = if unchanged {
         from_agent::Message::Unchanged(wire::Unchanged { sequence })
     } else {
+        for document in set.documents.iter().filter(|document| !document.unresolved.is_empty()) {
+            let caller = desk.caller();
+            tracing::warn!(
+                namespace = caller.namespace,
+                app_id = caller.app_id,
+                kind = document.kind,
+                why = document.unresolved,
+                "a document waits for a secret; sidecars keep what they have"
+            );
+        }
         served.metrics.set_sent(set.bytes(), since.map(|since| since.elapsed()));
         let snapshot = set.snapshot(desk.caller(), &served.live);
         let set = wire::DocumentSet { sequence, digest: set.digest, documents: set.documents, snapshot };

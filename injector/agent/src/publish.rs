@@ -28,6 +28,9 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// All is looked at again after so long, since sidecars are forgotten by time.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// Name and uid of a binding: one that was made anew has no status yet.
+type Key = (String, Option<String>);
+
 pub(crate) struct Publisher {
     pub(crate) world: Arc<World>,
     pub(crate) sidecars: Arc<Sidecars>,
@@ -51,7 +54,7 @@ impl Publisher {
             self.sidecars.changes(),
             self.peers.changes(),
         ];
-        let mut written: BTreeMap<(String, String), CapabilityBindingStatus> = BTreeMap::new();
+        let mut written: BTreeMap<Key, CapabilityBindingStatus> = BTreeMap::new();
         loop {
             let next = Instant::now() + EVERY;
             changes.iter_mut().for_each(|change| drop(change.borrow_and_update()));
@@ -86,22 +89,19 @@ impl Publisher {
         role: &Role,
         leadership: &Leadership,
         events: &Events,
-        written: &mut BTreeMap<(String, String), CapabilityBindingStatus>,
+        written: &mut BTreeMap<Key, CapabilityBindingStatus>,
     ) {
         let bindings = self.world.bindings.all();
         let now = Timestamp::now().to_string();
         let mut seen = BTreeMap::new();
         for binding in bindings {
-            let key = (
-                binding.metadata.namespace.clone().unwrap_or_default(),
-                binding.metadata.name.clone().unwrap_or_default(),
-            );
+            let key: Key = (binding.metadata.name.clone().unwrap_or_default(), binding.metadata.uid.clone());
             let fleet = self.fleet(&binding.spec.namespace);
             let view = self.world.view(&binding.spec.namespace);
             let troubles = view
                 .troubles
                 .iter()
-                .filter(|((name, _), _)| *name == key.1)
+                .filter(|((name, _), _)| *name == key.0)
                 .map(|((_, claim), why)| (claim.as_str(), why))
                 .collect();
             let before = written.remove(&key).or_else(|| binding.status.clone());

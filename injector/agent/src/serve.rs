@@ -42,6 +42,8 @@ const MAX_AGE: (Duration, Duration) = (Duration::from_secs(4 * 3600), Duration::
 const MAX_REQUEST: usize = 1 << 20;
 /// Largest message to a sidecar; the same as it takes.
 const MAX_ANSWER: usize = 64 << 20;
+/// What connections may take to end by themselves.
+const DRAIN: Duration = Duration::from_secs(5);
 /// Pause after the system refused to hand out a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -83,8 +85,18 @@ pub(crate) async fn serve(listener: TcpListener, connections: usize, served: Arc
             DeliveryServer::new(sets).max_decoding_message_size(MAX_REQUEST).max_encoding_message_size(MAX_ANSWER),
         );
     let incoming = receiver_stream::<io::Result<Connection>>(receiver);
-    if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
-        tracing::error!(%error, "the port for sidecars has ended");
+    let stopped = stop.clone();
+    let serving = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+    let late = async {
+        stopped.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        ended = serving => if let Err(error) = ended {
+            tracing::error!(%error, "the port for sidecars has ended");
+        },
+        // Of a sidecar that reads nothing.
+        () = late => tracing::warn!("connections of sidecars are cut that did not end by themselves"),
     }
 }
 

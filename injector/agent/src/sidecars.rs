@@ -38,6 +38,8 @@ pub(crate) struct Sidecar {
     pub(crate) instance: String,
     /// Whether its stream is up.
     pub(crate) connected: bool,
+    /// Whether its last report is about an older set than the last one sent.
+    pub(crate) behind: bool,
     /// By name of the component.
     pub(crate) reported: BTreeMap<String, Reported>,
     /// What is missing for it, by name of the component.
@@ -64,6 +66,8 @@ struct Known {
     stream: u64,
     /// When its stream ended.
     left: Option<Instant>,
+    /// Digest of the set that was sent last.
+    sent: String,
     /// Digest of the set that its reports are about.
     digest: String,
     sidecar: Sidecar,
@@ -127,7 +131,7 @@ impl Sidecars {
             None => Default::default(),
         };
         let sidecar = Sidecar { app_id: key.1.clone(), instance: key.2.clone(), ..sidecar };
-        let known = Known { stream, left: None, digest, sidecar, replaced: replaced.clone() };
+        let known = Known { stream, left: None, sent: digest.clone(), digest, sidecar, replaced: replaced.clone() };
         state.known.insert(key.clone(), known);
         drop(state);
         self.touch();
@@ -161,12 +165,17 @@ impl Sidecars {
         state.forget();
         let from = (namespace.to_owned(), String::new(), String::new());
         let known = state.known.range(from..).take_while(|((n, _, _), _)| n == namespace);
-        let sidecars =
-            known.map(|(_, known)| Sidecar { connected: known.left.is_none(), ..known.sidecar.clone() }).collect();
+        let sidecars = known.map(|(_, known)| known.shown()).collect();
         let from = (namespace.to_owned(), String::new());
         let stock = state.stock.range(from..).take_while(|((n, _), _)| n == namespace);
         let stock = stock.map(|((_, app), count)| (app.clone(), *count)).collect();
         (sidecars, stock)
+    }
+}
+
+impl Known {
+    fn shown(&self) -> Sidecar {
+        Sidecar { connected: self.left.is_none(), behind: self.digest != self.sent, ..self.sidecar.clone() }
     }
 }
 
@@ -185,18 +194,19 @@ impl Place {
     /// Takes a report on the set of `digest`.
     pub(crate) fn report(&self, digest: &str, reported: BTreeMap<String, Reported>) {
         self.change(|known| {
-            let same = known.sidecar.reported == reported;
+            let same = known.sidecar.reported == reported && known.digest == digest;
             digest.clone_into(&mut known.digest);
             known.sidecar.reported = reported;
             !same
         });
     }
 
-    /// Notes what is missing for the sidecar.
-    pub(crate) fn missing(&self, missing: BTreeMap<String, String>) {
+    /// Notes the set that is sent, and what is missing for the sidecar in it.
+    pub(crate) fn sent(&self, digest: &str, missing: &BTreeMap<String, String>) {
         self.change(|known| {
-            let same = known.sidecar.missing == missing;
-            known.sidecar.missing = missing;
+            let same = known.sidecar.missing == *missing && known.sent == digest;
+            digest.clone_into(&mut known.sent);
+            known.sidecar.missing.clone_from(missing);
             !same
         });
     }
@@ -254,7 +264,9 @@ mod tests {
         first.report("sha256:a", report());
         let second = sidecars.join(&caller("cart"), "cart-1", "sha256:a").unwrap();
         assert!(first.replaced().is_cancelled() && !second.replaced().is_cancelled());
-        assert_eq!(sidecars.within("shop").0[0].reported, report(), "it still runs what it reported on");
+        let shown = sidecars.within("shop").0.remove(0);
+        assert_eq!(shown.reported, report(), "it still runs what it reported on");
+        assert!(!shown.behind);
         first.report("sha256:a", BTreeMap::new());
         drop(first);
         assert_eq!(sidecars.within("shop").0[0].reported, report());
@@ -262,6 +274,18 @@ mod tests {
         let _third = sidecars.join(&caller("cart"), "cart-1", "").unwrap();
         assert!(sidecars.within("shop").0[0].reported.is_empty());
         assert!(sidecars.within("shop2").0.is_empty() && sidecars.within("sho").0.is_empty());
+    }
+
+    #[test]
+    fn a_report_on_an_older_set_is_known_as_such() {
+        let sidecars = Arc::new(Sidecars::new(10));
+        let place = sidecars.join(&caller("cart"), "cart-1", "").unwrap();
+        place.sent("sha256:a", &BTreeMap::new());
+        assert!(sidecars.within("shop").0[0].behind);
+        place.report("sha256:a", report());
+        assert!(!sidecars.within("shop").0[0].behind);
+        place.sent("sha256:b", &BTreeMap::new());
+        assert!(sidecars.within("shop").0[0].behind);
     }
 
     #[test]

@@ -91,10 +91,12 @@ fn entry(entry: &BindingEntry, fleet: &Fleet, trouble: Option<&String>) -> (Bind
         counts.finished = counts.finished.saturating_add(reported.counts.finished);
         counts.redelivered = counts.redelivered.saturating_add(reported.counts.redelivered);
         counts.failed = counts.failed.saturating_add(reported.counts.failed);
-        if reported.failed {
+        // Without its secret it only waits; and that it failed counts for the set that it has now, since the next
+        // one may have brought what was missing.
+        if reported.failed && lacks.is_none() && !sidecar.behind {
             progress.failed += 1;
             failure.get_or_insert_with(|| format!("{}: {}", sidecar.instance, reported.message));
-        } else if reported.reached && reported.phase == phase && lacks.is_none() {
+        } else if reported.reached && !reported.failed && reported.phase == phase && lacks.is_none() {
             progress.reached += 1;
         }
     }

@@ -26,6 +26,7 @@ fn sidecar(app: &str, instance: &str, reported: Option<Reported>) -> Sidecar {
         app_id: app.into(),
         instance: instance.into(),
         connected: true,
+        behind: false,
         reported: reported.map(|r| ("orders".to_owned(), r)).into_iter().collect(),
         missing: BTreeMap::new(),
     }
@@ -112,6 +113,25 @@ fn what_is_missing_or_broken_is_named() {
         assert_eq!(ready(&status), json!(["False", "EntryNotReady"]));
         assert!(!status.entries[0].ready);
     }
+}
+
+#[test]
+fn a_move_whose_secret_is_late_waits_and_is_not_taken_back() {
+    let failed = || {
+        let report = Reported { revision: 3, failed: true, message: "no password".into(), ..Reported::default() };
+        sidecar("cart", "cart-1", Some(report))
+    };
+    let progress = |sidecar: Sidecar| {
+        let status = status(&binding(Some("Prepare")), &fleet(vec![sidecar]));
+        let progress = status.entries[0].progress.clone().unwrap();
+        (progress.reached, progress.failed, progress.total)
+    };
+    let mut lacking = failed();
+    lacking.missing.insert("orders".to_owned(), "Secret pg is missing".to_owned());
+    assert_eq!(progress(lacking), (0, 0, 1));
+    // The secret has come, and the sidecar has not said anything since.
+    assert_eq!(progress(Sidecar { behind: true, ..failed() }), (0, 0, 1));
+    assert_eq!(progress(failed()), (0, 1, 1));
 }
 
 #[test]

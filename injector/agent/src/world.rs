@@ -21,6 +21,26 @@ use crate::view::View;
 /// Changes that come together are looked at together.
 const SETTLE: Duration = Duration::from_millis(5);
 
+/// While the first complete set is awaited: how often is looked, and how often is told what is missing.
+const LOOK: Duration = Duration::from_millis(20);
+const COMPLAIN: Duration = Duration::from_secs(30);
+
+/// What is followed, whatever its kind.
+trait Source: Send + Sync {
+    fn is_listed(&self) -> bool;
+    fn broken(&self) -> Option<String>;
+}
+
+impl<K: Send + Sync> Source for Followed<K> {
+    fn is_listed(&self) -> bool {
+        Followed::is_listed(self)
+    }
+
+    fn broken(&self) -> Option<String> {
+        Followed::broken(self).map(|(why, _)| why)
+    }
+}
+
 /// All that the agent follows.
 pub(crate) struct World {
     pub(crate) bindings: Followed<CapabilityBinding>,
@@ -70,15 +90,30 @@ impl World {
         }
     }
 
-    /// Returns when everything has been read once.
+    /// Returns when everything has been read once. It waits for every kind: without one of them sets would not be
+    /// complete, and sidecars would close what they miss.
     pub(crate) async fn listed(&self) {
-        self.bindings.listed().await;
-        self.pods.listed().await;
-        self.components.listed().await;
-        self.subscriptions.listed().await;
-        self.configurations.listed().await;
-        self.resiliencies.listed().await;
-        self.endpoints.listed().await;
+        let all: [(&str, &dyn Source); 7] = [
+            ("CapabilityBinding", &self.bindings),
+            ("Pod", &self.pods),
+            ("Component", &self.components),
+            ("Subscription", &self.subscriptions),
+            ("Configuration", &self.configurations),
+            ("Resiliency", &self.resiliencies),
+            ("HTTPEndpoint", &self.endpoints),
+        ];
+        let mut complain = Instant::now() + COMPLAIN;
+        while all.iter().any(|(_, kind)| !kind.is_listed()) {
+            tokio::time::sleep(LOOK).await;
+            if Instant::now() < complain {
+                continue;
+            }
+            complain = Instant::now() + COMPLAIN;
+            for (kind, source) in all.iter().filter(|(_, kind)| !kind.is_listed()) {
+                let why = source.broken().unwrap_or_else(|| "the API server has not answered".to_owned());
+                tracing::warn!(kind, why, "no sidecar is served before this kind has been read");
+            }
+        }
     }
 
     fn compose(&self, namespace: &str) -> View {

@@ -1,8 +1,10 @@
 //! What a sidecar of our own protocol gets.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Instant, SystemTime};
 
+use kube::Api;
 use mecha_agent::Agent;
+use mecha_apiserver::{CapabilityBinding, apply};
 use mecha_identity::{SpiffeId, verify};
 use mecha_proto::delivery::*;
 use prost::Message as _;
@@ -12,7 +14,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use crate::cluster::{AGENT, Cluster, LIMIT, binding, component, entry, names, read};
+use crate::cluster::{AGENT, BINDINGS, Cluster, LIMIT, binding, component, entry, names, read};
 
 /// A sidecar with its stream.
 pub(crate) struct Sidecar {
@@ -190,16 +192,41 @@ async fn the_time_from_an_edit_to_its_set() {
     let (agent, _role) = cluster.agent("a").await;
     let mut cart = Sidecar::connect(&cluster, &agent, "shop", "cart", hello("cart-1", "")).await;
     cart.set().await;
+    let bindings: Api<CapabilityBinding> = Api::namespaced(cluster.admin.clone(), BINDINGS);
     let mut times = Vec::new();
     for revision in 1..=20 {
         let orders = entry("orders", revision, &component("shop", "orders", &["cart"], json!([])));
-        let document = binding(revision, json!([orders]));
-        cluster.apply(&document);
-        let written = std::time::Instant::now();
+        let edit = Instant::now();
+        apply(&bindings, "shop", "mecha-hub", &binding(revision, json!([orders]))).await.unwrap();
         assert_eq!(cart.set().await.documents[0].revision, revision);
-        times.push(written.elapsed());
+        times.push(edit.elapsed());
     }
     times.sort();
-    eprintln!("from the edit to the set: median {:?}, worst {:?}", times[10], times[19]);
-    assert!(times[10] < Duration::from_secs(10));
+    eprintln!("from the edit to the set, with the write: median {:?}, worst {:?}", times[10], times[19]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_api_server_sidecars_are_served_with_what_is_known() {
+    let Some(mut cluster) = Cluster::start().await else { return };
+    let reference = json!([{"name": "password", "secretKeyRef": {"name": "redis", "key": "password"}}]);
+    let secret = |value: &str| {
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "redis", "namespace": "shop"},
+               "stringData": {"password": value}})
+    };
+    cluster.apply(&secret("first"));
+    cluster.apply(&component("shop", "cache", &["cart"], reference));
+    let (agent, _role) = cluster.agent("a").await;
+    let mut one = Sidecar::connect(&cluster, &agent, "shop", "cart", hello("cart-1", "")).await;
+    let before = one.set().await;
+    cluster.server.kill_apiserver();
+    let mut two = Sidecar::connect(&cluster, &agent, "shop", "cart", hello("cart-2", "")).await;
+    let meanwhile = two.set().await;
+    assert_eq!(meanwhile.digest, before.digest, "values too, as long as another sidecar uses them");
+    cluster.server.restart_apiserver();
+    cluster.apply(&secret("second"));
+    for sidecar in [&mut one, &mut two] {
+        let after = sidecar.set().await;
+        let value = &read(&after.documents[0].resource)["spec"]["metadata"][0]["value"];
+        assert_eq!(value, "c2Vjb25k");
+    }
 }
