@@ -5,7 +5,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends by panicking")]
 
+mod guide;
 mod injection;
+mod install;
 mod kinds;
 mod kubelet;
 mod nodes;
+mod rbac;
+mod roles;

@@ -276,7 +276,8 @@ impl Probe {
     }
 }
 
-pub(super) fn signal(pid: u32, signal: Signal) {
+/// Sends a signal to a process of ours.
+pub(crate) fn signal(pid: u32, signal: Signal) {
     let raw = match signal {
         Signal::Term => Raw::TERM,
         Signal::Int => Raw::INT,

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 mod codegen;
 mod crds;
 mod docs;
+mod manifests;
 mod tidy;
 
 const USAGE: &str = "\
@@ -19,6 +20,8 @@ Commands:
   codegen --check   fail when the committed code is not what codegen writes
   crds              generate deploy/crds from the kinds in proto/resources
   crds --check      fail when the committed definitions are not what crds writes
+  manifests         generate deploy/manifests from the chart in deploy/chart
+  manifests --check fail when the committed manifests are not what the chart renders
   docs              generate docs/reference, docs/errors and the table of components in README.md
   docs --check      fail when the committed pages are not what docs writes
   tidy              check the rules of the house: arrows between crates, lints, lock file, named paths
@@ -32,6 +35,8 @@ fn main() -> ExitCode {
         ["codegen", "--check"] => codegen::check(&root),
         ["crds"] => crds::write(&root),
         ["crds", "--check"] => crds::check(&root),
+        ["manifests"] => manifests::write(&root),
+        ["manifests", "--check"] => manifests::check(&root),
         ["docs"] => docs::write(&root),
         ["docs", "--check"] => docs::check(&root),
         ["tidy"] => tidy::run(&root),

@@ -1,0 +1,235 @@
+//! The guides do what they say: their files are applied as they stand, to a real API server with the real roles,
+//! sidecars and stores, by the steps that the guides give.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use mecha_testkit::servers::{Kubernetes, Redis};
+use mecha_tests::{Http, HttpApp, Signal, wait_until};
+use serde_json::{Value, json};
+
+use crate::install::install;
+use crate::kubelet::{Kubelet, KubeletOptions};
+use crate::roles::{AGENT, ControlPart, HUB, INJECTOR};
+
+const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
+/// Longest wait for something that takes several roles; a busy machine is slow.
+const PATIENCE: Duration = Duration::from_secs(120);
+const SIDECAR: &str = "daprd";
+const POD: &str = "orders-api";
+
+/// The files of a guide, by the name in their first line.
+fn files(guide: &str) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(format!("{DOCS}/{guide}")).unwrap();
+    let blocks = text.split("```yaml\n# ").skip(1).map(|rest| rest.split("\n```").next().unwrap());
+    blocks.filter_map(|block| block.split_once('\n')).map(|(name, yaml)| (name.to_owned(), yaml.to_owned())).collect()
+}
+
+/// A cluster in which the steps of the platform guide up to the app's pod have been taken.
+struct Shop {
+    // In the order in which they end.
+    node: Kubelet,
+    roles: ControlPart,
+    server: Kubernetes,
+    blue: Redis,
+    green: Redis,
+    _app: HttpApp,
+    /// The CONNECT-TO namespace.
+    home: String,
+}
+
+impl Shop {
+    async fn open() -> Option<Self> {
+        let server = Kubernetes::start()?;
+        let (blue, green) = (Redis::start()?, Redis::start()?);
+        install(&server);
+        let roles = ControlPart::start(&server).await;
+        let app = HttpApp::builder().start().await;
+        let node = KubeletOptions::new().served("example/orders-api:1", app.port()).start(&server);
+        let files = files("platform-guide.md");
+        let backends = files["backends.yaml"]
+            .replace("redis-blue.databases.svc.cluster.local:6379", &blue.address())
+            .replace("redis-green.databases.svc.cluster.local:6379", &green.address());
+        server.apply(&backends).unwrap();
+        server.apply(&files["class.yaml"]).unwrap();
+        server.apply(&files["environment.yaml"]).unwrap();
+        let mut shop = Self { node, roles, server, blue, green, _app: app, home: String::new() };
+        shop.shows(&["-n", "team-a", "environment", "dev"], ".status.conditions[?(@.type==\"Ready\")].status", "True")
+            .await;
+        shop.home = shop.field(&["-n", "team-a", "environment", "dev"], ".status.connectTo").unwrap();
+        // The controllers of a whole cluster make it.
+        shop.server.kubectl(&["-n", &shop.home, "create", "serviceaccount", "default"]);
+        shop.apply(&files["claim.yaml"]);
+        shop.bound_to("redis-blue").await;
+        shop.apply(&files["app.yaml"]);
+        let pod = ["-n", &shop.home.clone(), "pod", POD];
+        shop.shows(&pod, ".status.conditions[?(@.type==\"Ready\")].status", "True").await;
+        Some(shop)
+    }
+
+    fn apply(&self, yaml: &str) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), yaml).unwrap();
+        self.server.kubectl(&["-n", &self.home, "apply", "-f", &file.path().to_string_lossy()]);
+    }
+
+    fn field(&self, object: &[&str], path: &str) -> Option<String> {
+        let format = format!("jsonpath={{{path}}}");
+        self.server.kubectl_refused(&[&["get", "-o", &format], object].concat()).ok()
+    }
+
+    /// Waits until kubectl shows this.
+    async fn shows(&self, object: &[&str], path: &str, text: &str) {
+        let what = format!("{path} of {object:?} to be {text}");
+        wait_until(PATIENCE, &what, async || self.field(object, path).as_deref() == Some(text)).await;
+    }
+
+    async fn bound_to(&self, backend: &str) {
+        let claim = ["-n", &self.home, "capabilityclaim", "orders"];
+        self.shows(&claim, ".status.backend", backend).await;
+        self.shows(&claim, ".status.phase", "Bound").await;
+    }
+
+    /// The sidecar's API.
+    fn api(&self) -> Http {
+        Http::tcp(self.node.port(&self.home, POD, 3500))
+    }
+
+    async fn save(&self, key: &str, value: &str) -> u16 {
+        self.api().post_json("/v1.0/state/orders", &json!([{"key": key, "value": value}])).send().await.status
+    }
+
+    async fn read(&self, key: &str) -> String {
+        self.api().get(format!("/v1.0/state/orders/{key}")).send().await.text()
+    }
+}
+
+/// Writes and reads until it is told to stop.
+struct Load {
+    stop: Arc<AtomicBool>,
+    calls: Arc<AtomicU64>,
+    failed: tokio::task::JoinHandle<Vec<String>>,
+}
+
+impl Load {
+    fn start(api: Http) -> Self {
+        let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, counted) = (stop.clone(), calls.clone());
+        let failed = tokio::spawn(async move {
+            let mut failed = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let number = counted.fetch_add(1, Ordering::Relaxed);
+                let body = json!([{"key": "load", "value": number}]);
+                match api.post_json("/v1.0/state/orders", &body).try_send().await {
+                    Ok(reply) if reply.status == 204 => {}
+                    other => failed.push(format!("call {number}: {other:?}")),
+                }
+            }
+            failed
+        });
+        Self { stop, calls, failed }
+    }
+
+    /// Waits for so many calls more.
+    async fn goes_on(&self, more: u64) {
+        let until = self.calls.load(Ordering::Relaxed) + more;
+        wait_until(PATIENCE, "the load to go on", async || self.calls.load(Ordering::Relaxed) >= until).await;
+    }
+
+    async fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let failed = self.failed.await.unwrap();
+        assert!(failed.is_empty(), "{} calls failed, the first: {}", failed.len(), failed[0]);
+        assert!(self.calls.load(Ordering::Relaxed) > 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_platform_guide_from_the_first_environment_to_the_first_swap() {
+    let Some(shop) = Shop::open().await else { return };
+    // What kubectl prints is what the guide says it prints.
+    let environments = shop.server.kubectl(&["-n", "team-a", "get", "environments"]);
+    let row: Vec<&str> = environments.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!((row[0], row[1], row[2]), ("dev", shop.home.as_str(), "development"), "{environments}");
+    let clusters = shop.server.kubectl(&["get", "memberclusters"]);
+    assert!(clusters.contains("local"), "{clusters}");
+    let pods = ["-n", &shop.home, "pod", POD];
+    assert_eq!(shop.field(&pods, ".spec.initContainers[0].name").as_deref(), Some(SIDECAR), "the webhook was asked");
+
+    assert_eq!(shop.save("a", "1").await, 204);
+    assert!(shop.blue.command(&["KEYS", "*"]).contains('a') && shop.green.command(&["KEYS", "*"]).trim().is_empty());
+    let log = shop.node.log(&shop.home, POD, SIDECAR);
+
+    let load = Load::start(shop.api());
+    load.goes_on(20).await;
+    let edit =
+        r#"[{"op": "replace", "path": "/spec/capabilities/0/backendSelector/matchLabels/line", "value": "green"}]"#;
+    shop.server.kubectl(&["patch", "environmentclass", "development", "--type=json", "-p", edit]);
+    shop.bound_to("redis-green").await;
+    load.goes_on(20).await;
+    load.end().await;
+    assert!(shop.green.command(&["KEYS", "*"]).contains("load"), "what is written now is in the new store");
+    assert_eq!(shop.field(&pods, ".status.initContainerStatuses[0].restartCount").as_deref(), Some("0"), "{log}");
+
+    // Nothing of the stores' addresses is in what people without rights on Secrets can read.
+    for kind in
+        ["capabilityclaims", "capabilitybindings", "environments", "environmentclasses", "capabilitybackends", "events"]
+    {
+        let all = shop.server.kubectl(&["get", kind, "-A", "-o", "yaml"]);
+        assert!(!all.contains(&shop.blue.address()), "{kind} shows a value of a Secret");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apps_go_on_and_sidecars_restart_without_control_part_and_api_server() {
+    let Some(mut shop) = Shop::open().await else { return };
+    assert_eq!(shop.save("a", "1").await, 204);
+    let load = Load::start(shop.api());
+    for role in [HUB, AGENT, INJECTOR] {
+        shop.roles.kill(role);
+    }
+    shop.server.kill_apiserver();
+    load.goes_on(50).await;
+    load.end().await;
+
+    let before = shop.node.pid(&shop.home, POD, SIDECAR).unwrap();
+    shop.node.signal(&shop.home, POD, SIDECAR, Signal::Kill);
+    wait_until(PATIENCE, "another sidecar that is ready", async || {
+        let other = shop.node.pid(&shop.home, POD, SIDECAR).is_some_and(|pid| pid != before);
+        other && shop.api().get("/v1.0/healthz").try_send().await.is_ok_and(|reply| reply.status == 204)
+    })
+    .await;
+    assert_eq!(shop.read("a").await, "\"1\"");
+
+    // And everything is taken up again when it is back.
+    shop.server.restart_apiserver();
+    for role in [HUB, AGENT, INJECTOR] {
+        shop.roles.launch(&shop.server, role);
+    }
+    shop.roles.ready().await;
+    let edit =
+        r#"[{"op": "replace", "path": "/spec/capabilities/0/backendSelector/matchLabels/line", "value": "green"}]"#;
+    shop.server.kubectl(&["patch", "environmentclass", "development", "--type=json", "-p", edit]);
+    shop.bound_to("redis-green").await;
+    assert_eq!(shop.save("b", "2").await, 204);
+    assert!(shop.green.command(&["KEYS", "*"]).contains('b'));
+}
+
+#[test]
+fn the_files_of_the_developer_guide_are_taken() {
+    let Some(server) = Kubernetes::start() else { return };
+    install(&server);
+    let files = files("developer-guide.md");
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["claim.yaml", "deployment.yaml"]);
+    for (name, yaml) in &files {
+        server.apply(yaml).unwrap_or_else(|why| panic!("{name}: {why}"));
+    }
+    let deployment: Value =
+        serde_json::from_str(&server.kubectl(&["get", "deployment", "orders-api", "-o", "json"])).unwrap();
+    let mut pod = deployment["spec"]["template"].clone();
+    pod["metadata"]["name"] = json!("orders-api-1");
+    let injection = mecha_patch::inject(&pod, "default", &mecha_patch::Config::default()).unwrap();
+    assert!(injection.opted_in && injection.warnings.is_empty());
+}
