@@ -35,7 +35,7 @@ fn hub(args: &HubArgs, role: &Role, running: &mut JoinSet<Result<(), Failed>>) {
     running.spawn(async move { mecha_hub::run(options, role).await.map_err(|e| Failed::new("hub", e)) });
 }
 
-/// The issuer and what delivers documents, which gets its certificate from the issuer beside it.
+/// What looks after sources; and the issuer with what delivers documents, which gets its certificate from there.
 fn agent(args: &AgentArgs, role: &Role, running: &mut JoinSet<Result<(), Failed>>) {
     let issuing = mecha_issuer::Options {
         listen: args.issuer_address,
@@ -49,6 +49,10 @@ fn agent(args: &AgentArgs, role: &Role, running: &mut JoinSet<Result<(), Failed>
         cluster: args.agent_cluster.clone(),
         ..mecha_agent::Options::default()
     };
+    let sources =
+        mecha_sources::Options { cluster_name: args.agent_cluster.clone(), ..mecha_sources::Options::default() };
+    let beside = role.clone();
+    running.spawn(async move { mecha_sources::run(sources, beside).await.map_err(|e| Failed::new("sources", e)) });
     let role = role.clone();
     running.spawn(async move {
         let stop = role.tasks.stopping().clone();

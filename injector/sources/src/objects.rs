@@ -218,8 +218,8 @@ impl Follower {
         let reference = &self.reference;
         let why = match failure.kind {
             FailureKind::Forbidden => format!(
-                "{reference} may not be read; grant get and watch in a ClusterRole with the label \
-                 servicebinding.io/controller: \"true\""
+                "{reference} may not be read; grant get, list and watch in a ClusterRole with the label \
+                 mecha.dev/aggregate-to-agent: \"true\""
             ),
             FailureKind::NotFound => {
                 format!("the API server does not know kind {} of {}", reference.kind, reference.api_version)

@@ -69,7 +69,7 @@ spec:
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
-metadata: {name: postgresql-services, labels: {servicebinding.io/controller: "true"}}
+metadata: {name: postgresql-services, labels: {mecha.dev/aggregate-to-agent: "true"}}
 rules: [{apiGroups: [example.org], resources: [postgresqls], verbs: [get, watch]}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
