@@ -75,8 +75,8 @@ pub(super) fn page(root: &Path) -> Result<String, String> {
     Ok(format!(
         "# APIs that are not built yet\n\nThese have their place on both fronts and answer an error with a stable code: \
          the one Dapr gives where the service behind the API is not configured, and `ERR_API_UNIMPLEMENTED` where it \
-         has none. Workflow paths also answer below `/v1.0-alpha1` and `/v1.0-beta1`. The services `operator`, \
-         `placement`, `scheduler` and `sentry` are messages only so far; mechad does not call them.\n\n{}",
+         has none. Workflow paths also answer below `/v1.0-alpha1` and `/v1.0-beta1`. The services \
+         `placement` and `scheduler` are messages only so far; mechad does not call them.\n\n{}",
         table(["API", "HTTP", "gRPC (`dapr.proto.runtime.v1.Dapr`)", "Code", "HTTP / gRPC", "Message"], rows)
     ))
 }
