@@ -9,6 +9,7 @@ mod documents;
 mod durability;
 mod framing;
 mod health;
+mod identity;
 mod invoke;
 mod limits;
 mod logs;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends by panicking")]
 
 mod handover;
+mod identity;
 mod ledger;
 mod load;
 mod operator;

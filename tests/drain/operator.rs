@@ -6,7 +6,7 @@ use std::time::Duration;
 use mecha_proto::operator as wire;
 use mecha_proto::operator::ResourceEventType;
 use mecha_proto::operator::operator_server::{Operator, OperatorServer};
-use mecha_tests::{Sidecar, Signal, eventually};
+use mecha_tests::{Authority, Sidecar, Signal, eventually};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -149,12 +149,16 @@ impl Operator for Double {
 }
 
 impl Double {
-    async fn start(components: Vec<Value>) -> (Self, u16) {
-        let double = Self {
+    fn new(components: Vec<Value>) -> Self {
+        Self {
             components: Arc::new(Mutex::new(components)),
             events: broadcast::Sender::new(64),
             cut: watch::Sender::new(0),
-        };
+        }
+    }
+
+    async fn start(components: Vec<Value>) -> (Self, u16) {
+        let double = Self::new(components);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let service = OperatorServer::new(double.clone());
@@ -219,4 +223,26 @@ async fn documents_of_the_operator_are_followed_and_survive_its_absence() {
     sidecar.signal(Signal::Term);
     let ended = sidecar.ended(LIMIT).await;
     assert_eq!(ended.code, Some(0), "{}", ended.log);
+}
+
+#[tokio::test]
+async fn the_operator_is_met_over_mtls_and_has_to_be_itself() {
+    let authority = Authority::start().await;
+    let service = || OperatorServer::new(Double::new(vec![memory("first")]));
+    let (right, _right) = authority.serve_part("dapr-operator", service()).await;
+    let (wrong, _wrong) = authority.serve_part("dapr-placement", service()).await;
+    let builder = |port: u16| {
+        let builder = Sidecar::builder().app_id("me").without("resources-path").flag("mode", "kubernetes");
+        let builder = builder.flag("control-plane-address", format!("127.0.0.1:{port}")).env("NAMESPACE", "shop");
+        authority.secure(builder)
+    };
+    let sidecar = builder(right).start().await;
+    until(&sidecar, &["first"]).await;
+    let deceived = builder(wrong).spawn();
+    deceived
+        .wait_log(
+            "the peer is spiffe://cluster.local/ns/mecha-system/dapr-placement, expected was \
+             spiffe://cluster.local/ns/mecha-system/dapr-operator",
+        )
+        .await;
 }

@@ -17,6 +17,7 @@
 
 mod api;
 mod app;
+mod authority;
 mod binary;
 mod documents;
 mod grpc;
@@ -32,6 +33,7 @@ pub use self::api::{Api, Expect, Fault, Front, Got, Item, Op};
 pub use self::app::echo::{ECHO, EchoClient};
 pub use self::app::grpc::{GrpcApp, GrpcAppBuilder, TopicCall};
 pub use self::app::http::{Answer, Body, Call, HttpApp, HttpAppBuilder, full_body};
+pub use self::authority::Authority;
 pub use self::binary::{mecha_control, mechad};
 pub use self::documents::{component, indent, subscription};
 pub use self::grpc::{Grpc, status_details};
