@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
+use serde::Serialize;
 
 use crate::app::AppSubscription;
 use crate::identity::Identity;
@@ -57,6 +58,25 @@ pub struct Fixed {
     pub resiliencies: Vec<String>,
 }
 
+/// Where the documents come from, when that is a control plane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DocumentsFrom {
+    /// `agent`, `operator`, or `snapshot` while neither has answered since the start.
+    pub source: &'static str,
+    /// Whether it is followed now.
+    pub connected: bool,
+    /// When the documents in force came, or the snapshot of them was made; RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+    /// When the snapshot was made that the next start may use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// Why a snapshot does not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_refused: Option<String>,
+}
+
 /// Everything the metadata API shows.
 #[derive(Clone, Debug)]
 pub struct Document {
@@ -82,18 +102,30 @@ pub struct MetadataApi {
     swaps: Arc<Swaps>,
     fixed: RwLock<Fixed>,
     extended: RwLock<BTreeMap<String, String>>,
+    documents: RwLock<Option<DocumentsFrom>>,
 }
 
 impl MetadataApi {
     /// The API over the live snapshot.
     #[must_use]
     pub fn new(me: Arc<Identity>, store: Arc<Store>, swaps: Arc<Swaps>) -> Self {
-        Self { me, store, swaps, fixed: RwLock::default(), extended: RwLock::default() }
+        Self { me, store, swaps, fixed: RwLock::default(), extended: RwLock::default(), documents: RwLock::default() }
     }
 
     /// Sets what does not change while the runtime lives.
     pub fn set_fixed(&self, fixed: Fixed) {
         *self.fixed.write() = fixed;
+    }
+
+    /// Sets where the documents come from.
+    pub fn set_documents(&self, from: DocumentsFrom) {
+        *self.documents.write() = Some(from);
+    }
+
+    /// Where the documents come from; `None` for files.
+    #[must_use]
+    pub fn documents(&self) -> Option<DocumentsFrom> {
+        self.documents.read().clone()
     }
 
     /// Sets one entry of the extended metadata. `false` when there are too many.
@@ -118,6 +150,13 @@ impl MetadataApi {
         }
         for refused in self.swaps.refused() {
             extended.insert(format!("mecha.refused.{}.{}", refused.kind, refused.name), refused.reason);
+        }
+        if let Some(from) = self.documents() {
+            extended.insert("mecha.documents.source".into(), from.source.to_owned());
+            extended.insert("mecha.documents.connected".into(), from.connected.to_string());
+            extended.extend(from.time.map(|t| ("mecha.documents.time".into(), t)));
+            extended.extend(from.snapshot.map(|t| ("mecha.snapshot.time".into(), t)));
+            extended.extend(from.snapshot_refused.map(|why| ("mecha.snapshot.refused".into(), why)));
         }
         Document {
             id: self.me.app_id.as_ref().to_owned(),

@@ -11,6 +11,12 @@ const DEFAULT_PEER_IDLE: Duration = Duration::from_secs(180);
 /// How often idle peer connections are looked for.
 const DEFAULT_PEER_SWEEP: Duration = Duration::from_secs(45);
 
+/// How long a start waits for the control plane when there is a snapshot: a restart of the agent, and no more.
+const DEFAULT_SNAPSHOT_WAIT: Duration = Duration::from_secs(10);
+
+/// The oldest snapshot that a start uses.
+const DEFAULT_SNAPSHOT_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+
 /// Everything the daemon takes from its environment. An empty variable counts
 /// as unset.
 #[derive(Clone, Debug)]
@@ -59,10 +65,29 @@ pub struct Env {
     pub mecha_strict: Option<String>,
     /// `MECHA_HOME`, else `.mecha` in the home folder if there is one.
     pub mecha_home: Option<PathBuf>,
+    /// What a start may use while the control plane is away.
+    pub snapshot: SnapshotEnv,
     /// OpenTelemetry's own variables.
     pub otel: OtelEnv,
     /// Mistakes that do not stop the daemon; to be logged.
     pub warnings: Vec<String>,
+}
+
+/// `MECHA_SNAPSHOT_*`.
+#[derive(Clone, Debug)]
+pub struct SnapshotEnv {
+    /// `MECHA_SNAPSHOT_FOLDER`: where the agent's signed snapshot is kept; nothing is kept without it.
+    pub folder: Option<PathBuf>,
+    /// `MECHA_SNAPSHOT_WAIT`: how long a start waits for the control plane before it uses the snapshot.
+    pub wait: Duration,
+    /// `MECHA_SNAPSHOT_MAX_AGE`: the oldest snapshot that a start uses.
+    pub max_age: Duration,
+}
+
+impl Default for SnapshotEnv {
+    fn default() -> Self {
+        Self { folder: None, wait: DEFAULT_SNAPSHOT_WAIT, max_age: DEFAULT_SNAPSHOT_MAX_AGE }
+    }
 }
 
 /// `OTEL_*`. A variable for traces wins over the one for all signals.
@@ -101,6 +126,11 @@ impl Env {
         };
         let peer_idle = duration("DAPR_GRPC_MAX_CONN_IDLE", DEFAULT_PEER_IDLE);
         let peer_sweep = duration("DAPR_GRPC_CONN_COLLECTOR_INTERVAL", DEFAULT_PEER_SWEEP);
+        let snapshot = SnapshotEnv {
+            folder: get("MECHA_SNAPSHOT_FOLDER").map(PathBuf::from),
+            wait: duration("MECHA_SNAPSHOT_WAIT", DEFAULT_SNAPSHOT_WAIT),
+            max_age: duration("MECHA_SNAPSHOT_MAX_AGE", DEFAULT_SNAPSHOT_MAX_AGE),
+        };
         let component_sockets_dir = get("DAPR_COMPONENTS_SOCKETS_FOLDER")
             .or_else(|| get("DAPR_COMPONENT_SOCKETS_FOLDER"))
             .map(PathBuf::from)
@@ -133,6 +163,7 @@ impl Env {
             kubeconfig: get("KUBECONFIG"),
             mecha_strict: get("MECHA_STRICT"),
             mecha_home,
+            snapshot,
             otel,
             warnings,
         }

@@ -10,7 +10,10 @@ pub(super) fn answer(core: &Core, method: &Method, rest: &str) -> Result<Answer,
     match rest {
         "phase" if method == Method::GET => {
             let (degraded, refused) = (core.store.degraded(), core.swaps.refused());
-            let document = json!({"phase": core.health.phase().as_str(), "degraded": degraded, "refused": refused});
+            let mut document = json!({"phase": core.health.phase().as_str(), "degraded": degraded, "refused": refused});
+            if let Some(from) = core.metadata.documents() {
+                document["documents"] = json!(from);
+            }
             Ok(json_value(StatusCode::OK, &document))
         }
         "swaps" if method == Method::GET => {

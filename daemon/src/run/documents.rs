@@ -1,5 +1,8 @@
 //! The documents of a run, filtered for this app.
 
+use std::collections::BTreeMap;
+
+use mecha_core::loader::{Moving, Wanted};
 use mecha_core::pubsub::check_rule;
 use mecha_resources::{
     Component, Configuration, Diagnostic, HttpEndpoint, Loaded, Located, Resiliency, Resource, Severity, Subscription,
@@ -16,6 +19,8 @@ pub(super) struct Documents {
     pub(super) subscriptions: Vec<Located<Subscription>>,
     pub(super) endpoints: Vec<Located<HttpEndpoint>>,
     pub(super) resiliencies: Vec<Located<Resiliency>>,
+    /// Moves of components between backends, by name of the component.
+    pub(super) moves: BTreeMap<String, Moving>,
     /// What was found in all of them, also in those that are missing above.
     pub(super) findings: Vec<Finding>,
 }
@@ -29,7 +34,7 @@ pub(super) struct Finding {
 
 /// The documents of a set that concern this app. Nothing is logged: see [`report`].
 pub(super) fn select(set: DocumentSet, options: &Options) -> Documents {
-    let DocumentSet { configuration, loaded } = set;
+    let DocumentSet { configuration, loaded, moves } = set;
     let policy = |d: &Diagnostic| {
         let found = loaded.refused.iter().find(|r| r.origin.file == d.file && r.origin.document == d.document)?;
         (d.severity == Severity::Error && found.kind == Resiliency::KIND).then(|| found.meta.name.clone())
@@ -44,6 +49,7 @@ pub(super) fn select(set: DocumentSet, options: &Options) -> Documents {
         subscriptions: mine(subscriptions, options),
         endpoints: mine(http_endpoints, options),
         resiliencies: mine(resiliencies, options),
+        moves,
         findings,
     }
 }
@@ -94,6 +100,13 @@ fn refuse_bad_rules(subscriptions: &mut Vec<Located<Subscription>>, options: &Op
 }
 
 impl Documents {
+    /// The components with their moves.
+    pub(super) fn wanted(&self) -> Vec<Wanted> {
+        let moving = |name: &str| self.moves.get(name).cloned();
+        let wanted = self.components.iter().map(|d| d.value.clone());
+        wanted.map(|document| Wanted { moving: moving(document.name()), document }).collect()
+    }
+
     /// Keeps what a broken file took away: documents of `before` that are missing here and whose
     /// file has an error now. Kind, name and cause of each.
     pub(super) fn keep_broken(&mut self, before: &Self) -> Vec<(&'static str, String, String)> {

@@ -2,6 +2,7 @@
 
 mod app_side;
 mod apply;
+mod delivery;
 mod documents;
 mod endpoints;
 mod live;

@@ -136,7 +136,7 @@ impl Source for Operator {
         *self.seen.lock() = *self.shared.version.borrow();
         let (configuration, loaded): (Configuration, Loaded) =
             self.shared.mirror.lock().read(&self.settings.configurations);
-        Ok(DocumentSet { configuration, loaded })
+        Ok(DocumentSet { configuration, loaded, ..DocumentSet::default() })
     }
 
     async fn changed(&self) {

@@ -68,6 +68,7 @@ impl Reloads {
         current: Documents,
         attached: JoinHandle<()>,
     ) -> Self {
+        source.attach(&live);
         let (hangup, stop) = (Arc::new(Notify::new()), CancellationToken::new());
         let attached = Arc::new(Mutex::new(attached));
         let reloader = Reloader {
@@ -208,7 +209,10 @@ impl Reloader {
 
     async fn list(&mut self, depth: Depth) {
         match self.source.list(depth).await {
-            Ok(set) => self.apply(set).await,
+            Ok(set) => {
+                self.apply(set).await;
+                self.source.applied();
+            }
             Err(e) => {
                 // Nothing is known of what is wanted, so nothing changes.
                 let core = self.live.load().core.clone();
@@ -291,9 +295,9 @@ impl Reloader {
             runtime.core.swaps.accept(Configuration::KIND, &configuration_name(&next.configuration));
         }
         self.apply_resiliency(&runtime, &mut next, strict);
-        let components = next.components.iter().map(|d| d.value.clone()).collect();
-        let report = runtime.loader.reconcile(components).await;
+        let report = runtime.loader.reconcile(next.wanted()).await;
         self.current.components.clone_from(&next.components);
+        self.current.moves.clone_from(&next.moves);
         let endpoints = next.endpoints.clone();
         self.apply_endpoints(&runtime, endpoints, true).await;
         self.apply_subscriptions(&runtime, &next.subscriptions).await;

@@ -258,8 +258,7 @@ impl Runtime {
             app_target,
         };
         runtime.show(fix, &Documents { endpoints: Vec::new(), ..docs.clone() });
-        let components = docs.components.iter().map(|d| d.value.clone()).collect();
-        if let Err(e) = runtime.loader.load_all(components).await {
+        if let Err(e) = runtime.loader.load_all(docs.wanted()).await {
             runtime.close().await;
             return Err(e.to_string());
         }

@@ -7,16 +7,18 @@
 mod folders;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use mecha_core::loader::EnvLookup;
+use mecha_core::loader::{EnvLookup, Moving};
 use mecha_resources::{Configuration, Loaded};
 
-use super::operator::Operator;
+use super::delivery::Delivery;
+use super::live::Live;
 use crate::cli::{Mode, Options};
-use crate::identity::{ControlPlane, Workload};
+use crate::identity::Workload;
 pub(super) use folders::Folders;
 
 /// How much a listing reads again.
@@ -36,6 +38,8 @@ pub(super) struct DocumentSet {
     /// Every other document, with all findings. A document that cannot be read is missing here
     /// and has a finding of severity error that names the file (or the stream) it came from.
     pub(super) loaded: Loaded,
+    /// Moves of components between backends, by name of the component.
+    pub(super) moves: BTreeMap<String, Moving>,
 }
 
 /// Why a source cannot list. Shown to people; holds no secrets.
@@ -54,7 +58,7 @@ impl std::error::Error for SourceError {}
 /// give another set. Both futures may be dropped at any await.
 #[async_trait]
 pub(super) trait Source: fmt::Debug + Send + Sync + 'static {
-    /// Word for logs and metrics: `disk`, `operator`.
+    /// Word for logs and metrics: `disk`, `operator`, `delivery`.
     fn name(&self) -> &'static str;
 
     /// The complete set. A source that follows a stream waits here until it has a first complete
@@ -68,6 +72,13 @@ pub(super) trait Source: fmt::Debug + Send + Sync + 'static {
     /// Returns when something may have changed since the last [`Source::list`] began. Never
     /// returns where nothing can be noticed; listings happen on a period besides.
     async fn changed(&self);
+
+    /// The process serves from the set that was listed last. A source that reports what became of its
+    /// documents looks it up in `live` from now on.
+    fn attach(&self, _live: &Arc<Live>) {}
+
+    /// The set that was listed last is in force, as far as it can be.
+    fn applied(&self) {}
 }
 
 /// The source that the options ask for; the control plane is met as `workload`.
@@ -80,8 +91,7 @@ pub(super) fn open(
     workload: Option<Arc<Workload>>,
 ) -> Result<Arc<dyn Source>, SourceError> {
     if options.mode == Mode::Kubernetes && !options.control_plane.address.is_empty() {
-        let plane = ControlPlane::operator(options, workload).map_err(SourceError)?;
-        return Ok(Arc::new(Operator::new(options, plane)));
+        return Ok(Arc::new(Delivery::new(options, workload)?));
     }
     Ok(Arc::new(Folders::new(options.clone(), vars)))
 }

@@ -148,6 +148,12 @@ metrics! {
     SwapLatencies "mecha/swap/latencies" LATENCY &["kind"], "Time from the begin of a change until callers met the new one, ms.";
     SwapInFlightTotal "mecha/swap/in_flight_total" COUNTER &["kind", "result"], "Calls and events in flight at a switch, by what became of them.";
     ReloadRefused "mecha/reload/refused" GAUGE &["kind"], "Documents that are not in force as they stand.";
+    Moves "mecha/moves" GAUGE &["phase"], "Components that a control part moves, by the phase of the move.";
+    DeliveryConnected "mecha/delivery/connected" GAUGE &[], "1 while the agent of the cluster is followed, else 0.";
+    DeliverySetsTotal "mecha/delivery/sets_total" COUNTER &[], "Sets of documents that the agent has sent.";
+    DeliverySetAge "mecha/delivery/set_age_seconds" GAUGE &[], "Time since the documents in force came from the agent.";
+    DeliveryRestored "mecha/delivery/restored" GAUGE &[], "1 while the documents in force are those of the snapshot, because the agent has not answered since the start.";
+    SnapshotAge "mecha/delivery/snapshot_age_seconds" GAUGE &[], "Age of the snapshot that the next start may use.";
     MetricsOverflowTotal "mecha/metrics/overflow_total" COUNTER &["metric"], "Lookups that went to the overflow series because a metric had too many label sets.";
     CertificateSecondsLeft "mecha/identity/certificate_seconds_left" GAUGE &[], "What is left of the certificate of this workload, seconds.";
     TrustAnchorsSecondsLeft "mecha/identity/trust_anchors_seconds_left" GAUGE &[], "What is left of the trust anchor that lasts longest, seconds.";

@@ -16,7 +16,7 @@ const OPERATOR_SECRETS: &str = "kubernetes";
 
 /// Kinds that the operator sends and this daemon uses.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) enum Kind {
+pub(in crate::run) enum Kind {
     Component,
     Subscription,
     HttpEndpoint,
@@ -25,7 +25,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const fn name(self) -> &'static str {
+    pub(in crate::run) const fn name(self) -> &'static str {
         match self {
             Self::Component => "Component",
             Self::Subscription => "Subscription",
@@ -45,10 +45,10 @@ impl Kind {
 
 /// A resource that could be read as far as its name.
 #[derive(Clone, PartialEq)]
-pub(super) struct Item {
-    pub(super) name: String,
+pub(in crate::run) struct Item {
+    pub(in crate::run) name: String,
     /// With secrets filled in.
-    pub(super) value: Value,
+    pub(in crate::run) value: Value,
 }
 
 impl fmt::Debug for Item {
@@ -59,13 +59,13 @@ impl fmt::Debug for Item {
 
 /// What the operator has said last.
 #[derive(Debug, Default)]
-pub(super) struct Mirror {
+pub(in crate::run) struct Mirror {
     items: BTreeMap<(Kind, String), Item>,
 }
 
 impl Item {
     /// Reads a resource; `None` where it belongs to another namespace.
-    pub(super) fn read(kind: Kind, json: &Bytes, namespace: &str) -> Result<Option<Self>, String> {
+    pub(in crate::run) fn read(kind: Kind, json: &Bytes, namespace: &str) -> Result<Option<Self>, String> {
         let mut value: Value = serde_json::from_slice(json).map_err(|e| format!("it is no JSON: {e}"))?;
         let object = value.as_object_mut().ok_or("it is no JSON object")?;
         let meta = object.get("metadata");
@@ -136,7 +136,7 @@ impl Mirror {
     }
 
     /// Sets one; whether that changed anything.
-    pub(super) fn set(&mut self, kind: Kind, item: Item) -> bool {
+    pub(in crate::run) fn set(&mut self, kind: Kind, item: Item) -> bool {
         let key = (kind, item.name.clone());
         if self.items.get(&key) == Some(&item)
             || (self.items.len() >= 5 * MAX_DOCUMENTS && !self.items.contains_key(&key))
@@ -157,7 +157,7 @@ impl Mirror {
     }
 
     /// Everything as documents. `configurations` are merged in their order.
-    pub(super) fn read(&self, configurations: &[String]) -> (Configuration, Loaded) {
+    pub(in crate::run) fn read(&self, configurations: &[String]) -> (Configuration, Loaded) {
         let mut loaded = Loaded::default();
         for ((kind, name), item) in &self.items {
             loaded.read_json(&format!("operator: {}/{name}", kind.name()), &item.value);

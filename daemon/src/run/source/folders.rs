@@ -79,7 +79,7 @@ impl Source for Folders {
             .map_err(|e| SourceError(format!("failed to load resources: {e}")))?;
         findings.append(&mut loaded.diagnostics);
         loaded.diagnostics = findings;
-        Ok(DocumentSet { configuration, loaded })
+        Ok(DocumentSet { configuration, loaded, ..DocumentSet::default() })
     }
 
     async fn changed(&self) {
