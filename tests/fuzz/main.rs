@@ -9,6 +9,7 @@ mod alive;
 mod data;
 mod documents;
 mod engine;
+mod identities;
 mod invocation;
 mod memory;
 mod messages;
@@ -25,7 +26,14 @@ fn main() {
     if engine::long() {
         println!("MECHA_TEST_FUZZ_SEED={}", engine::seed());
     }
-    let groups = [data::TARGETS, documents::TARGETS, invocation::TARGETS, messages::TARGETS, peers::TARGETS];
+    let groups = [
+        data::TARGETS,
+        documents::TARGETS,
+        identities::TARGETS,
+        invocation::TARGETS,
+        messages::TARGETS,
+        peers::TARGETS,
+    ];
     let mut trials: Vec<Trial> = groups
         .concat()
         .into_iter()
