@@ -1,43 +1,57 @@
 //! What can be measured of the delivery.
 
+use std::fmt;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Which protocol a sidecar speaks.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, EncodeLabelValue)]
-pub(crate) enum Protocol {
-    Mecha,
-    Dapr,
+macro_rules! words {
+    ($($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $word:ident = $text:literal,)+ })+) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+        pub(crate) enum $name { $($(#[$doc])* $word),+ }
+
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                match self { $(Self::$word => $text),+ }.encode(encoder)
+            }
+        }
+    )+};
 }
 
-/// Why a connection or a request was refused.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, EncodeLabelValue)]
-pub(crate) enum Refusal {
-    /// The TLS handshake failed, or took too long.
-    Handshake,
-    /// The certificate names no workload.
-    Identity,
-    /// It asked for another namespace.
-    Namespace,
-    /// Too many connections or sidecars.
-    Limit,
-    /// It does not keep to the protocol.
-    Protocol,
-}
+words! {
+    /// Which protocol a sidecar speaks.
+    Protocol {
+        Mecha = "mecha",
+        Dapr = "dapr",
+    }
 
-/// What a read of a Secret gave.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, EncodeLabelValue)]
-pub(crate) enum SecretRead {
-    Found,
-    Missing,
-    Failed,
+    /// Why a connection or a request was refused.
+    Refusal {
+        /// The TLS handshake failed, or took too long.
+        Handshake = "handshake",
+        /// The certificate names no workload.
+        Identity = "identity",
+        /// It asked for another namespace.
+        Namespace = "namespace",
+        /// Too many connections or sidecars.
+        Limit = "limit",
+        /// It does not keep to the protocol.
+        Protocol = "protocol",
+    }
+
+    /// What a read of a Secret gave.
+    SecretRead {
+        Found = "found",
+        Missing = "missing",
+        Failed = "failed",
+    }
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]

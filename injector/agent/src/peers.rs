@@ -69,7 +69,7 @@ impl Peers {
         };
         Self {
             api: Api::namespaced(role.client.clone(), &role.namespace),
-            own: format!("mecha-agent-{}", role.instance),
+            own: format!("mecha-agent-{}", name_part(&role.instance)),
             sidecars,
             maps: follow(role.client.clone(), &selection, &role.tasks),
             known: Mutex::default(),
@@ -146,6 +146,9 @@ impl Peers {
             tracing::warn!(bytes = text.len(), "too many sidecars for one ConfigMap; they count as silent");
             text = "{}".to_owned();
         }
+        if reports.is_empty() && self.told.lock().is_none() {
+            return;
+        }
         let due = |(before, at): &(String, Instant)| *before != text || at.elapsed() >= RENEW;
         if !self.told.lock().as_ref().is_none_or(due) {
             return;
@@ -174,6 +177,13 @@ impl Peers {
             tracing::debug!(%error, "what was told to the leader before could not be deleted");
         }
     }
+}
+
+/// An instance as part of an object's name; those that are names of pods stay as they are.
+fn name_part(instance: &str) -> String {
+    let lower = instance.to_ascii_lowercase();
+    let part: String = lower.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(200).collect();
+    part.trim_matches('-').to_owned()
 }
 
 /// Adds `others` to `own`. A sidecar that both know is where it is connected.

@@ -92,7 +92,8 @@ impl Publisher {
         written: &mut BTreeMap<Key, CapabilityBindingStatus>,
     ) {
         let bindings = self.world.bindings.all();
-        let now = Timestamp::now().to_string();
+        // Whole seconds, as Kubernetes writes them.
+        let now = format!("{:.0}", Timestamp::now());
         let mut seen = BTreeMap::new();
         for binding in bindings {
             let key: Key = (binding.metadata.name.clone().unwrap_or_default(), binding.metadata.uid.clone());

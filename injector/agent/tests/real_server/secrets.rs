@@ -80,7 +80,7 @@ async fn values_come_resolved_and_rotated_ones_at_once() {
 
     let mut metrics = String::new();
     prometheus_client::encoding::text::encode(&mut metrics, &role.metrics.lock()).unwrap();
-    assert!(metrics.contains("mecha_agent_secret_reads_total{result=\"Missing\"}"), "{metrics}");
+    assert!(metrics.contains("mecha_agent_secret_reads_total{result=\"missing\"}"), "{metrics}");
     assert!(!metrics.contains("rotated"), "{metrics}");
 }
 
@@ -117,9 +117,7 @@ async fn a_value_is_found_in_its_secret_and_nowhere_else() {
     // A sidecar that gives it away in its own words.
     cart.report_failure(&set, "orders", 1, &format!("cannot connect to {CANARY}")).await;
     cluster
-        .status("shop", "the failure is told", |status| {
-            status.entries[0].progress.as_ref().is_some_and(|progress| progress.failed == 1)
-        })
+        .status("shop", "what is missing is named", |s| s.entries[0].message.starts_with("Secret gone is missing"))
         .await;
     // Once nothing is missing any more, the words of the sidecar are what is told.
     orders["spec"]["metadata"].as_array_mut().unwrap().pop();

@@ -166,7 +166,7 @@ async fn a_sidecar_that_reads_slowly_gets_the_newest_set_and_not_all_of_them() {
     }
     let mut metrics = String::new();
     prometheus_client::encoding::text::encode(&mut metrics, &role.metrics.lock()).unwrap();
-    assert!(metrics.contains("mecha_agent_streams{protocol=\"Mecha\"} 2"), "{metrics}");
+    assert!(metrics.contains("mecha_agent_streams{protocol=\"mecha\"} 2"), "{metrics}");
     assert!(metrics.contains("mecha_agent_to_sent_seconds_count"), "{metrics}");
 }
 
