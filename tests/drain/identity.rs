@@ -94,7 +94,7 @@ async fn a_change_of_the_root_fails_no_call() {
     sidecars.load(&mut load, false);
     let mut old = authority.ca();
     let mut changes = 0;
-    for _ in 0..rounds(3, 100) {
+    for _ in 0..rounds(5, 100) {
         let new = Arc::new(Ca::new("root"));
         authority.publish(&[&old, &new]);
         changes += 1;
@@ -111,6 +111,22 @@ async fn a_change_of_the_root_fails_no_call() {
         old = new;
     }
     load.finish().await;
+}
+
+#[tokio::test]
+async fn a_root_that_is_gone_at_once_is_followed_by_new_certificates() {
+    let authority = Authority::start().await;
+    let sidecars = sidecars(&authority).await;
+    assert_eq!(sidecars.caller.http().get(CALL).send().await.status, 200);
+    // Theirs last an hour yet, and nobody who reads the file accepts them any more.
+    let new = Arc::new(Ca::new("root"));
+    authority.sign_with(new.clone());
+    authority.publish(&[&new]);
+    sidecars.renewed(1.0).await;
+    mecha_tests::wait_until(LIMIT, "calls to work again", || async {
+        sidecars.caller.http().get(CALL).send().await.status == 200
+    })
+    .await;
 }
 
 #[tokio::test]
