@@ -1,6 +1,9 @@
 //! The command line. Flags that the Dapr CLI has keep its names and short forms.
 
-use crate::commands::{DevArgs, ExplainArgs, InjectArgs, PlanArgs};
+use crate::cluster::ClusterArgs;
+use crate::commands::{
+    ApplyArgs, DevArgs, EnvironmentArgs, ExplainArgs, InjectArgs, PlanArgs, StatusArgs, SwapArgs, WaitArgs,
+};
 use crate::output::Format;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
@@ -43,6 +46,11 @@ pub(crate) enum Command {
     Dev(DevArgs),
     Plan(PlanArgs),
     Explain(ExplainArgs),
+    Apply(ApplyArgs),
+    Wait(WaitArgs),
+    Status(StatusArgs),
+    #[command(alias = "env")]
+    Environment(EnvironmentArgs),
     Lint(LintArgs),
     Doctor(DoctorArgs),
     Inject(InjectArgs),
@@ -459,23 +467,6 @@ pub(crate) struct MetadataArgs {
     pub(crate) through: Through,
 }
 
-/// Show what became of each change of a sidecar's documents while it ran.
-///
-/// One line per change: what took the place of what, how long until callers met the new one, what was in flight
-/// at that moment and how it ended. Documents that are refused at the moment follow with the reason.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  mecha swap --app-id orders\n  mecha swap --app-id orders -o json")]
-pub(crate) struct SwapArgs {
-    /// Id of the app
-    #[arg(long, short = 'a', value_name = "ID", required_unless_present = "dapr_http_port")]
-    pub(crate) app_id: Option<String>,
-    /// Format of the answer
-    #[arg(long, short, value_enum, default_value_t)]
-    pub(crate) output: Format,
-    #[command(flatten)]
-    pub(crate) through: Through,
-}
-
 /// Check resource files and multi-app files without starting anything.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mecha lint ./components\n  mecha lint dapr.yaml components/pubsub.yaml\n\n\
@@ -489,12 +480,23 @@ pub(crate) struct LintArgs {
     pub(crate) output: Format,
 }
 
-/// Check whether this machine can run apps, and say what is missing.
+/// Check whether this machine can run apps, or whether a cluster can; say what is missing.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  mecha doctor\n  mecha doctor --cluster\n  mecha doctor --context production -o json"
+)]
 pub(crate) struct DoctorArgs {
+    /// Check the cluster of the kubeconfig instead of this machine; --kubeconfig and --context say the same
+    #[arg(long)]
+    pub(crate) cluster: bool,
+    /// Namespace of the control part
+    #[arg(long, value_name = "NAME", default_value = crate::cluster::health::NAMESPACE)]
+    pub(crate) control_namespace: String,
     /// Format of the answer
     #[arg(long, short, value_enum, default_value_t)]
     pub(crate) output: Format,
+    #[command(flatten)]
+    pub(crate) access: ClusterArgs,
 }
 
 /// Show the versions of mecha and of the sidecar it starts.
@@ -519,7 +521,7 @@ pub(crate) struct CompletionArgs {
 }
 
 /// Reads `500ms`, `30s`, `2m`, `1h` or a bare number of seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let wrong = || format!("{text:?} is no duration; write 500ms, 30s, 2m or 1h");

@@ -3,6 +3,7 @@
 
 mod args;
 mod client;
+mod cluster;
 mod commands;
 mod error;
 mod home;

@@ -1,8 +1,9 @@
-//! `mecha doctor`: can this machine run apps, and do the running ones work?
+//! `mecha doctor`: can this machine run apps, and do the running ones work? Of a cluster: [`cluster_doctor`].
 
-use super::{lint, version};
+use super::{cluster_doctor, lint, version};
 use crate::args::DoctorArgs;
 use crate::client::{Call, Endpoint};
+use crate::cluster::health::State;
 use crate::error::{FAILURE, OK, Result};
 use crate::home::Home;
 use crate::output::{self, Table};
@@ -15,22 +16,29 @@ use std::time::Duration;
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum State {
-    Ok,
-    Warning,
-    Failed,
-}
-
 #[derive(Debug, Serialize)]
-struct Check {
-    check: String,
-    state: State,
-    detail: String,
+pub(super) struct Check {
+    pub(super) check: String,
+    pub(super) state: State,
+    pub(super) detail: String,
 }
 
 pub(crate) async fn run(args: &DoctorArgs) -> Result<u8> {
+    let checks = match args.cluster || args.access.is_named() {
+        true => cluster_doctor::checks(&args.access.client().await?, &args.control_namespace).await?,
+        false => machine().await?,
+    };
+    output::print(args.output, &checks, || {
+        let mut table = Table::new(["CHECK", "STATE", "DETAIL"]);
+        for check in &checks {
+            table.row(vec![check.check.clone(), check.state.to_string(), check.detail.clone()]);
+        }
+        table.render()
+    })?;
+    Ok(if checks.iter().any(|check| check.state == State::Failed) { FAILURE } else { OK })
+}
+
+async fn machine() -> Result<Vec<Check>> {
     let home = Home::locate()?;
     let mut checks = vec![folder(&home), program().await];
     checks.extend(defaults(&home));
@@ -42,22 +50,10 @@ pub(crate) async fn run(args: &DoctorArgs) -> Result<u8> {
         }
         Err(error) => checks.push(check("running apps", State::Failed, error.to_string())),
     }
-    output::print(args.output, &checks, || {
-        let mut table = Table::new(["CHECK", "STATE", "DETAIL"]);
-        for check in &checks {
-            let state = match check.state {
-                State::Ok => "ok",
-                State::Warning => "warning",
-                State::Failed => "failed",
-            };
-            table.row(vec![check.check.clone(), state.to_owned(), check.detail.clone()]);
-        }
-        table.render()
-    })?;
-    Ok(if checks.iter().any(|check| check.state == State::Failed) { FAILURE } else { OK })
+    Ok(checks)
 }
 
-fn check(name: impl Into<String>, state: State, detail: impl Into<String>) -> Check {
+pub(super) fn check(name: impl Into<String>, state: State, detail: impl Into<String>) -> Check {
     Check { check: name.into(), state, detail: detail.into() }
 }
 

@@ -1,10 +1,13 @@
 //! `mecha explain`: what an error code means, or why a claim has its backend.
 
+use super::plan::now_ms;
+use crate::cluster::ClusterArgs;
+use crate::cluster::view::View;
 use crate::error::{CliError, OK, Result};
 use crate::kinds::{self, show};
 use crate::output;
 use clap::{Args, ValueHint};
-use mecha_decide::{Consent, World};
+use mecha_decide::{Consent, Evaluation};
 use std::path::PathBuf;
 
 /// Codes and the pages about them.
@@ -14,24 +17,36 @@ const PAGES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/error_pages.r
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     mecha explain ERR_STATE_GET\n  \
-    mecha explain claim orders --dir platform")]
+    mecha explain claim orders --dir platform\n  \
+    mecha explain claim team-a-dev-jp7j4/orders --context production")]
 pub(crate) struct ExplainArgs {
     /// An error code, or the word `claim`
     #[arg(value_name = "CODE|claim")]
     subject: String,
     /// Name of the claim, or namespace/name
-    #[arg(value_name = "NAME", requires = "dir")]
+    #[arg(value_name = "NAME")]
     name: Option<String>,
-    /// Folder with the documents to decide by
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, requires = "name")]
+    /// Folder with the documents to decide by, instead of a cluster
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, requires = "name",
+        conflicts_with_all = ["kubeconfig", "context"])]
     dir: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
-pub(crate) fn run(args: &ExplainArgs) -> Result<u8> {
+pub(crate) async fn run(args: &ExplainArgs) -> Result<u8> {
     let text = match (args.subject.as_str(), &args.name, &args.dir) {
-        ("claim", Some(name), Some(dir)) => claim(&kinds::world(&kinds::read(dir)?), name)?,
-        ("claim", ..) => {
-            return Err(CliError::usage("explain", "which claim?").hint("mecha explain claim NAME --dir DIR"));
+        ("claim", Some(name), Some(dir)) => {
+            let world = kinds::world(&kinds::read(dir)?);
+            claim(&world.evaluate(&world.memory(), &Consent::default(), 0), name)?
+        }
+        ("claim", Some(name), None) => {
+            let view = View::read(&args.cluster.client().await?).await?;
+            claim(&view.evaluate(&view.world(), false, now_ms()), name)?
+        }
+        ("claim", None, _) => {
+            return Err(CliError::usage("explain", "which claim?")
+                .hint("mecha explain claim NAME, for a folder with --dir DIR"));
         }
         (code, None, None) => page(code)?,
         (other, ..) => {
@@ -59,8 +74,7 @@ fn page(code: &str) -> Result<String> {
     Ok(format!("{}\n", text.trim()))
 }
 
-fn claim(world: &World, name: &str) -> Result<String> {
-    let evaluation = world.evaluate(&world.memory(), &Consent::default(), 0);
+fn claim(evaluation: &Evaluation, name: &str) -> Result<String> {
     let fits = |key: &str| key == name || key.rsplit('/').next() == Some(name);
     let found: Vec<_> = evaluation.claims.iter().filter(|outcome| fits(&outcome.claim)).collect();
     if found.is_empty() {

@@ -1,8 +1,11 @@
 //! The commands, one file each.
 
+mod apply;
+mod cluster_doctor;
 mod completion;
 mod dev;
 mod doctor;
+mod environment;
 mod explain;
 mod inject;
 mod invoke;
@@ -13,16 +16,23 @@ mod metadata;
 mod plan;
 mod publish;
 mod state;
+mod status;
 mod stop;
 mod swap;
 mod target;
 mod upgrade;
 mod version;
+mod wait;
 
+pub(crate) use self::apply::ApplyArgs;
 pub(crate) use self::dev::DevArgs;
+pub(crate) use self::environment::EnvironmentArgs;
 pub(crate) use self::explain::ExplainArgs;
 pub(crate) use self::inject::InjectArgs;
 pub(crate) use self::plan::PlanArgs;
+pub(crate) use self::status::StatusArgs;
+pub(crate) use self::swap::SwapArgs;
+pub(crate) use self::wait::WaitArgs;
 use crate::args::{Cli, Command};
 use crate::error::Result;
 
@@ -41,8 +51,12 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<u8> {
         Command::Metadata(args) => metadata::metadata(&args).await,
         Command::Swap(args) => swap::run(&args).await,
         Command::Dev(args) => dev::run(&args).await,
-        Command::Plan(args) => plan::run(&args),
-        Command::Explain(args) => explain::run(&args),
+        Command::Plan(args) => plan::run(&args).await,
+        Command::Explain(args) => explain::run(&args).await,
+        Command::Apply(args) => apply::run(&args).await,
+        Command::Wait(args) => wait::run(&args).await,
+        Command::Status(args) => status::run(&args).await,
+        Command::Environment(args) => environment::run(&args).await,
         Command::Lint(args) => lint::run(&args),
         Command::Doctor(args) => doctor::run(&args).await,
         Command::Inject(args) => inject::run(&args),

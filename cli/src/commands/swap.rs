@@ -1,14 +1,88 @@
-//! `mecha swap`: what became of each change of the documents.
+//! `mecha swap`: what became of each change of a sidecar's documents, and what people say to moves in a cluster.
 
 use super::target;
-use crate::args::SwapArgs;
+use crate::args::Through;
 use crate::client::Call;
+use crate::cluster::{ClusterArgs, steer};
 use crate::error::{CliError, OK, Result};
-use crate::output::{self, Table};
+use crate::output::{self, Format, Table};
+use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::Value;
 
+/// Show what became of each change of a sidecar's documents while it ran, or steer moves in a cluster.
+///
+/// One line per change: what took the place of what, how long until callers met the new one, what was in flight
+/// at that moment and how it ended. Documents that are refused at the moment follow with the reason.
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:\n  \
+    mecha swap --app-id orders\n  \
+    mecha swap --app-id orders -o json\n  \
+    mecha swap approve production --plan sha256:77aa...\n  \
+    mecha swap abort team-a-dev-jp7j4/orders\n\n\
+    mecha status shows which moves wait, and mecha plan the digest of their plan."
+)]
+pub(crate) struct SwapArgs {
+    #[command(subcommand)]
+    action: Option<SwapAction>,
+    /// Id of the app
+    #[arg(long, short = 'a', value_name = "ID", required_unless_present = "dapr_http_port")]
+    app_id: Option<String>,
+    /// Format of the answer
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+    #[command(flatten)]
+    through: Through,
+}
+
+#[derive(Debug, Subcommand)]
+enum SwapAction {
+    /// Agree to the moves of a class that wait for a person
+    Approve {
+        /// The EnvironmentClass
+        class: String,
+        /// Digest of the plan; refused when other claims would move by now
+        #[arg(long, value_name = "DIGEST")]
+        plan: String,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Go back to the old backend, as long as that is possible
+    Abort(Moving),
+    /// Go on though the old backend is not empty
+    Proceed(Moving),
+}
+
+/// A claim on the move.
+#[derive(Debug, Args)]
+struct Moving {
+    /// The claim, as NAMESPACE/NAME; the name alone where it is the only one
+    claim: String,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
 pub(crate) async fn run(args: &SwapArgs) -> Result<u8> {
+    let said = match &args.action {
+        None => return receipts(args).await,
+        Some(SwapAction::Approve { class, plan, cluster }) => {
+            steer::approve(&cluster.client().await?, class, plan).await?
+        }
+        Some(SwapAction::Abort(moving)) => {
+            steer::wish(&moving.cluster.client().await?, &moving.claim, steer::Wish::Abort).await?
+        }
+        Some(SwapAction::Proceed(moving)) => {
+            steer::wish(&moving.cluster.client().await?, &moving.claim, steer::Wish::Proceed).await?
+        }
+    };
+    output::write(format!("{said}\n").as_bytes())?;
+    Ok(OK)
+}
+
+async fn receipts(args: &SwapArgs) -> Result<u8> {
     let endpoint = target::endpoint(&args.through, args.app_id.as_deref())?;
     let answer = Call::new(Method::GET, "/v1.0-mecha/swaps").send(&endpoint, args.through.timeout).await?.ok()?;
     let document: Value = serde_json::from_slice(&answer.body)

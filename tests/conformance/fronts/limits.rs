@@ -88,14 +88,14 @@ const LIMITS: &[Limit] = &[
     Limit {
         block: "secrets",
         fronts: &Wire::ALL,
-        entries: &["local.file", "local.file-multi-valued"],
+        entries: &["kubernetes", "local.file", "local.file-multi-valued"],
         why: "a missing secret looks like any other failed read: 500 or Internal",
         cases: &["an_unknown_secret_is_told"],
     },
     Limit {
         block: "secrets",
         fronts: &[Wire::Grpc],
-        entries: &["local.file", "local.file-multi-valued"],
+        entries: &["kubernetes", "local.file", "local.file-multi-valued"],
         why: "a missing secret looks like any other failed read: 500 or Internal",
         cases: &["an_empty_name_gives_no_secret"],
     },

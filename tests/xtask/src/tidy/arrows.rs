@@ -47,7 +47,7 @@ const HOUSE: &[(&str, Sees)] = &[
         CONTROL,
         Sees::Only(&["mecha-agent", "mecha-apiserver", "mecha-hub", "mecha-issuer", "mecha-sources", "mecha-webhook"]),
     ),
-    ("mecha", Sees::Only(&["mecha-decide", "mecha-patch", "mecha-proto", "mecha-resources"])),
+    ("mecha", Sees::Only(&["mecha-apiserver", "mecha-decide", "mecha-patch", "mecha-proto", "mecha-resources"])),
     ("mecha-tests", Sees::Everything),
     ("mecha-bench", Sees::Everything),
     // Writes the generated tables from the registry of components; never sees mecha-proto, see FAR.
