@@ -285,11 +285,11 @@ impl SecretStore for KubernetesSecrets {
 
     async fn get(&self, name: &str, metadata: &Metadata) -> Result<SecretMap> {
         let namespace = self.namespace(metadata)?;
-        let what = format!("secret {name} in namespace {namespace}");
         if !is_subdomain(name) {
             let name = name.escape_default();
             return Err(Error::not_found(format!("secret {name} not found: no Secret can have this name")));
         }
+        let what = format!("secret {name} in namespace {namespace}");
         let path = format!("/api/v1/namespaces/{namespace}/secrets/{name}");
         let right = format!(
             "allow it to this pod's service account by a Role in {namespace} with the verb get on secrets, resourceNames \

@@ -299,7 +299,7 @@ fn refusal(status: StatusCode, answer: &[u8], what: &str, right: &str) -> Error 
         StatusCode::FORBIDDEN => {
             (ErrorKind::PermissionDenied, format!("{what} is not allowed to us; {right}. The API server says: {words}"))
         }
-        StatusCode::NOT_FOUND => (ErrorKind::NotFound, format!("{what} does not exist")),
+        StatusCode::NOT_FOUND => (ErrorKind::NotFound, format!("{what} not found")),
         StatusCode::GONE => (ErrorKind::Conflict, format!("{what} changed while it was read")),
         StatusCode::TOO_MANY_REQUESTS => (ErrorKind::Overloaded, "the API server asks for fewer calls".to_owned()),
         StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => {

@@ -164,7 +164,7 @@ async fn secrets_are_read_as_the_service_account_may() {
     assert!(!format!("{db:?} {store:?}").contains(CANARY));
     assert!(store.get("empty", &own).await.unwrap().is_empty());
 
-    refused(store.get("nosuch", &own).await, ErrorKind::NotFound, &["secret nosuch in namespace team does not exist"]);
+    refused(store.get("nosuch", &own).await, ErrorKind::NotFound, &["secret nosuch in namespace team not found"]);
     for name in ["", "Upper", "a/b", "..", "../../namespaces", "a?limit=1", "a%2fb"] {
         refused(store.get(name, &own).await, ErrorKind::NotFound, &["no Secret can have this name"]);
     }
