@@ -18,6 +18,8 @@ const LONGEST: usize = 1000;
 pub(crate) enum Proof {
     /// Nothing probes here.
     NotAsked,
+    /// Objects are made when claims bind; what lacks for some of them.
+    Later(Option<String>),
     /// A probe is to run, or runs.
     Pending,
     /// A probe has run.
@@ -70,6 +72,17 @@ pub(crate) fn judge(
             let message =
                 "its source is complete; no probe program is set, so the features it claims are taken as true";
             (ConditionStatus::True, BackendReason::NotProbed, message.to_owned())
+        }
+        (Ok(_), Proof::Later(lack)) => {
+            verified = Some(backend.spec.features.clone());
+            last_probe.clear();
+            let message = match lack {
+                None => "its template can be filled in; objects are made when claims bind, so the features it claims \
+                         are taken as true"
+                    .to_owned(),
+                Some(lack) => format!("its template can be filled in; waiting: {lack}"),
+            };
+            (ConditionStatus::True, BackendReason::NotProbed, message)
         }
         (Ok(_), Proof::Pending) => {
             // What an earlier probe of the same spec said holds until the next one has run.
@@ -175,7 +188,7 @@ mod tests {
         let stored = backend(Some(first.value()));
         assert_eq!(judge(&stored, &Ok(None), &outcome(&["crud", "ttl"], &[]), Timestamp::now()), None, "nothing new");
         assert_eq!(judge(&stored, &Ok(None), &Proof::Pending, Timestamp::now()), None, "a restart tells nothing new");
-        let lack = Lack { reason: BackendReason::SourceMissing, message: "gone".to_owned(), unread: false };
+        let lack = Lack::new(BackendReason::SourceMissing, "gone");
         let part = judge(&stored, &Err(lack), &Proof::Pending, Timestamp::now()).unwrap();
         assert_eq!(part.ready.status, ConditionStatus::False);
         assert_eq!(part.value()["verifiedFeatures"], json!(["crud", "ttl"]));

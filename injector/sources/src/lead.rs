@@ -1,6 +1,6 @@
 //! The leader's work: looks at everything, writes what differs, waits for the next change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +14,13 @@ use mecha_resources::kinds::ConditionStatus;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::backends::{Part, judge};
+use crate::backends::{Part, Proof, judge};
 use crate::metrics::Metrics;
-use crate::objects::Objects;
+use crate::objects::{Objects, Reference};
 use crate::probe::Probes;
-use crate::secrets::{Said, Secrets, wanted};
-use crate::source::{Credentials, Lack, find};
+use crate::secrets::{Names, Said, Secrets, Wanted, wanted};
+use crate::source::{Credentials, Lack, find, find_stamped};
+use crate::template::{Stamp, Stamps, Unit, fill_in};
 use crate::{LEASE, MANAGER, Options};
 
 /// Changes that come together are looked at together.
@@ -77,7 +78,18 @@ struct Leader {
     role: Role,
 }
 
-type Found = BTreeMap<String, Result<Option<Credentials>, Lack>>;
+type Answer = Result<Option<Credentials>, Lack>;
+
+/// What was found in one look at everything.
+#[derive(Default)]
+struct Found {
+    /// By backend.
+    backends: BTreeMap<String, Answer>,
+    /// By unit, for backends with a template.
+    units: BTreeMap<Unit, Answer>,
+    /// Objects to be made.
+    stamps: Vec<Stamp>,
+}
 
 impl Leader {
     async fn serve(&mut self, term: &Term) {
@@ -92,10 +104,11 @@ impl Leader {
         };
         let mut changes =
             [self.backends.changes(), self.bindings.changes(), self.objects.changes(), self.probes.changes()];
+        let mut stamps = Stamps::default();
         let mut pause = PAUSE.0;
         while term.holds() {
             changes.iter_mut().for_each(|change| drop(change.borrow_and_update()));
-            let failures = self.turn(term, &mut secrets).await;
+            let failures = self.turn(term, &mut secrets, &mut stamps).await;
             let mut next = Instant::now() + secrets.wait();
             if failures > 0 {
                 self.metrics.failed.inc_by(failures as u64);
@@ -115,23 +128,29 @@ impl Leader {
     }
 
     /// One look at everything; says how many writes failed.
-    async fn turn(&mut self, term: &Term, secrets: &mut Secrets) -> usize {
+    async fn turn(&mut self, term: &Term, secrets: &mut Secrets, stamps: &mut Stamps) -> usize {
         let backends = self.backends.all();
-        let found: Found = backends
-            .iter()
-            .filter_map(|backend| {
-                let name = backend.metadata.name.clone()?;
-                Some((name, find(&backend.spec, &self.role.namespace, &self.objects)))
-            })
-            .collect();
-        self.objects.end_round();
-        self.probes.keep(|name| found.contains_key(name));
-        self.said.retain(|name, _| found.contains_key(name));
-        let mut failures = self.tell(term, &backends, &found).await;
         let all = wanted(self.bindings.all().iter().map(AsRef::as_ref), &self.options.cluster_name);
-        let source = |name: &str| {
-            let credentials = found.get(name)?.as_ref().ok()?.clone()?;
-            Some((credentials, said_of(self.backends.get("", name)?.as_ref())))
+        let found = self.find_all(&backends, &all, stamps);
+        self.objects.end_round();
+        self.probes.keep(|name| found.backends.contains_key(name));
+        self.said.retain(|name, _| found.backends.contains_key(name));
+        let (mut failures, news) = stamps.apply(&self.role.client, term, &found.stamps).await;
+        if news {
+            // What could not be made is to be said, and what can be read now is to be read.
+            let found = self.find_all(&backends, &all, stamps);
+            failures += self.tell(term, &backends, &found).await;
+            return failures.max(1);
+        }
+        failures += self.tell(term, &backends, &found).await;
+        let source = |namespace: &str, wanted: &Wanted| {
+            let backend = self.backends.get("", &wanted.backend)?;
+            let answer = if backend.spec.source.template.is_some() {
+                found.units.get(&self.unit(&backend, namespace, &wanted.claim))?
+            } else {
+                found.backends.get(&wanted.backend)?
+            };
+            Some((answer.as_ref().ok()?.clone()?, said_of(&backend)))
         };
         let round = secrets.reconcile(&all, source).await;
         self.metrics.current.set(round.current.try_into().unwrap_or(i64::MAX));
@@ -140,12 +159,83 @@ impl Leader {
         failures
     }
 
+    fn unit(&self, backend: &CapabilityBackend, namespace: &str, claim: &str) -> Unit {
+        let name = backend.metadata.name.as_deref().unwrap_or_default();
+        Unit::of(backend.spec.tenancy, name, &self.options.cluster_name, namespace, claim)
+    }
+
+    /// Looks up every source. Objects that are made elsewhere are followed from here on.
+    fn find_all(&self, backends: &[Arc<CapabilityBackend>], all: &BTreeMap<String, Names>, stamps: &Stamps) -> Found {
+        let mut found = Found::default();
+        let mut taken = BTreeMap::<Reference, Unit>::new();
+        for backend in backends {
+            let Some(name) = backend.metadata.name.clone() else { continue };
+            if backend.spec.source.template.is_none() {
+                found.backends.insert(name, find(&backend.spec, &self.role.namespace, &self.objects));
+                continue;
+            }
+            let mut units: BTreeSet<Unit> = all
+                .iter()
+                .flat_map(|(namespace, names)| names.claims.iter().map(move |claim| (namespace, claim)))
+                .filter(|(_, (_, of))| *of == name)
+                .map(|(namespace, (claim, _))| self.unit(backend, namespace, claim))
+                .collect();
+            // Shared objects are made at once; of the others it is seen whether they could be.
+            let sample = self.unit(backend, "environment", "claim");
+            let shared = Unit::is_shared(backend.spec.tenancy);
+            if shared {
+                units.insert(sample.clone());
+            }
+            let whole = fill_in(&backend.spec, &sample, &self.role.namespace);
+            let whole = whole.map_err(|why| Lack::template(&why)).map(|_| None);
+            for unit in units {
+                let answer = match fill_in(&backend.spec, &unit, &self.role.namespace) {
+                    Err(why) => Err(Lack::template(&why)),
+                    Ok(None) => continue,
+                    Ok(Some(stamp)) => match taken.insert(stamp.reference.clone(), unit.clone()) {
+                        Some(other) if other != unit => Err(Lack::template(&format!(
+                            "{} would serve two units; put what tells them apart into its name",
+                            stamp.reference
+                        ))),
+                        _ => {
+                            let failure = stamps.failure(&stamp.reference);
+                            let answer = find_stamped(&backend.spec, &stamp, failure, &self.objects);
+                            found.stamps.push(stamp);
+                            answer
+                        }
+                    },
+                };
+                found.units.insert(unit, answer);
+            }
+            let of_all = if shared { found.units.get(&sample).cloned() } else { None };
+            found.backends.insert(name, of_all.unwrap_or(whole));
+        }
+        found
+    }
+
+    /// What is known of the features of a backend whose source is complete.
+    fn proof(
+        &self,
+        backend: &CapabilityBackend,
+        name: &str,
+        credentials: Option<&Credentials>,
+        found: &Found,
+    ) -> Proof {
+        if backend.spec.source.template.is_none() || Unit::is_shared(backend.spec.tenancy) {
+            return self.probes.proof(backend, credentials);
+        }
+        let lacks = found.units.iter().filter(|(unit, _)| unit.backend == name).filter_map(|(_, a)| a.as_ref().err());
+        Proof::Later(lacks.filter(|lack| !lack.unread).map(|lack| lack.message.clone()).next())
+    }
+
     /// Writes the statuses that differ.
     async fn tell(&mut self, term: &Term, backends: &[Arc<CapabilityBackend>], found: &Found) -> usize {
         let api: Api<CapabilityBackend> = Api::all(self.role.client.clone());
         let (mut failures, mut ready, mut not_ready) = (0, 0, 0);
         for backend in backends {
-            let Some((name, source)) = backend.metadata.name.as_ref().and_then(|name| found.get_key_value(name)) else {
+            let Some((name, source)) =
+                backend.metadata.name.as_ref().and_then(|name| found.backends.get_key_value(name))
+            else {
                 continue;
             };
             match source {
@@ -153,8 +243,8 @@ impl Leader {
                 Err(_) => not_ready += 1,
             }
             let proof = match source {
-                Ok(credentials) => self.probes.proof(backend, credentials.as_ref()),
-                Err(_) => crate::backends::Proof::Pending,
+                Ok(credentials) => self.proof(backend, name, credentials.as_ref(), found),
+                Err(_) => Proof::Pending,
             };
             let Some(part) = judge(backend, source, &proof, Timestamp::now()) else { continue };
             if !term.holds() {

@@ -15,6 +15,7 @@ mod objects;
 mod probe;
 mod secrets;
 mod source;
+mod template;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -44,7 +44,7 @@ impl Reference {
         }
     }
 
-    fn gvk(&self) -> GroupVersionKind {
+    pub(crate) fn gvk(&self) -> GroupVersionKind {
         let (group, version) = self.api_version.split_once('/').unwrap_or(("", &self.api_version));
         GroupVersionKind::gvk(group, version, &self.kind)
     }

@@ -37,6 +37,8 @@ pub(crate) struct Wanted {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Names {
     pub(crate) secrets: BTreeMap<String, Wanted>,
+    /// Claims at their backends, with or without a Secret.
+    pub(crate) claims: BTreeSet<(String, String)>,
     /// A document cannot be read, so what it names must not be taken for unused.
     pub(crate) unsure: bool,
 }
@@ -64,6 +66,9 @@ pub(crate) fn wanted<'b>(
 impl Names {
     fn take(&mut self, claim: &str, document: &Value) {
         let backend = document["metadata"]["annotations"]["mecha.dev/backend"].as_str().unwrap_or_default();
+        if !backend.is_empty() {
+            self.claims.insert((claim.to_owned(), backend.to_owned()));
+        }
         let items = document["spec"]["metadata"].as_array().map(Vec::as_slice).unwrap_or_default();
         for name in items.iter().filter_map(|item| item["secretKeyRef"]["name"].as_str()) {
             // Only names that the hub gives are ours to write; a document may not point us at another Secret.
@@ -140,11 +145,12 @@ impl Secrets {
         Ok(Self { client, term, retain, ledgers, written: HashMap::new() })
     }
 
-    /// Brings all Secrets into line. `source` gives a backend's connection data and what a Secret says beside it.
+    /// Brings all Secrets into line. `source` gives the connection data for a namespace and
+    /// a claim's backend, and what a Secret says beside it.
     pub(crate) async fn reconcile(
         &mut self,
         all: &BTreeMap<String, Names>,
-        source: impl Fn(&str) -> Option<(Credentials, Said)>,
+        source: impl Fn(&str, &Wanted) -> Option<(Credentials, Said)>,
     ) -> Round {
         let mut round = Round::default();
         let none = Names::default();
@@ -157,7 +163,7 @@ impl Secrets {
                 continue;
             }
             for (name, wanted) in &names.secrets {
-                let Some((credentials, said)) = source(&wanted.backend) else {
+                let Some((credentials, said)) = source(&namespace, wanted) else {
                     round.waiting += 1;
                     continue;
                 };
@@ -384,7 +390,7 @@ mod tests {
         let now = Timestamp::now();
         let hour = Duration::from_secs(3600);
         let wanted = Wanted { claim: "orders".to_owned(), backend: "pg".to_owned() };
-        let names = Names { secrets: BTreeMap::from([("mecha-orders-r7".to_owned(), wanted)]), unsure: false };
+        let names = Names { secrets: BTreeMap::from([("mecha-orders-r7".to_owned(), wanted)]), ..Names::default() };
         let old = Ledger::from([("mecha-orders-r3".to_owned(), None)]);
         let first = plan(&old, &names, now, hour);
         assert_eq!(first.remove, [""; 0]);
@@ -395,7 +401,7 @@ mod tests {
         // Named again in time, or perhaps named: it stays.
         let again = Names {
             secrets: first.ledger.keys().map(|n| (n.clone(), names.secrets["mecha-orders-r7"].clone())).collect(),
-            unsure: false,
+            ..Names::default()
         };
         assert_eq!(
             plan(&first.ledger, &again, now + SignedDuration::from_hours(9), hour).ledger["mecha-orders-r3"],

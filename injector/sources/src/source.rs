@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use kube::api::DynamicObject;
-use mecha_resources::kinds::{BackendReason, CapabilityBackendSpec, ObjectRef, SecretSource};
+use mecha_resources::kinds::{BackendReason, CapabilityBackendSpec, SecretSource};
 use serde_json::{Map, Value};
 
 use crate::objects::{Look, Reference, Seen};
+use crate::template::Stamp;
 
 /// Names of keys that a message lists.
 const SHOWN_KEYS: usize = 10;
@@ -19,15 +20,22 @@ pub(crate) struct Lack {
     pub(crate) message: String,
     /// Nothing is known yet: say nothing rather than something wrong.
     pub(crate) unread: bool,
+    /// The object is ready and has no Secret.
+    nameless: bool,
 }
 
 impl Lack {
-    fn new(reason: BackendReason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), unread: false }
+    pub(crate) fn new(reason: BackendReason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), unread: false, nameless: false }
+    }
+
+    /// The template cannot be filled in.
+    pub(crate) fn template(why: &str) -> Self {
+        Self::new(BackendReason::TemplateInvalid, format!("source.template: {why}"))
     }
 
     fn unread() -> Self {
-        Self { reason: BackendReason::SourceNotReady, message: String::new(), unread: true }
+        Self { unread: true, ..Self::new(BackendReason::SourceNotReady, "") }
     }
 }
 
@@ -62,12 +70,13 @@ pub(crate) fn find(spec: &CapabilityBackendSpec, home: &str, look: &impl Look) -
     let secret = if let Some(SecretSource { namespace, name }) = &spec.source.secret_ref {
         Reference::secret(if namespace.is_empty() { home } else { namespace }, name)
     } else if let Some(service) = &spec.source.service_ref {
-        secret_of_service(service, look)?
-    } else if spec.source.template.is_some() {
-        return Err(Lack::new(
-            BackendReason::TemplateInvalid,
-            "source.template is not built yet; make the object and name it with source.serviceRef",
-        ));
+        let reference = Reference {
+            api_version: service.api_version.clone(),
+            kind: service.kind.clone(),
+            namespace: service.namespace.clone(),
+            name: service.name.clone(),
+        };
+        secret_of_object(&reference, look, &Asked::default())?
     } else {
         let needed = needed_keys(spec);
         return match needed.first() {
@@ -78,7 +87,32 @@ pub(crate) fn find(spec: &CapabilityBackendSpec, home: &str, look: &impl Look) -
             )),
         };
     };
-    let found = match look.see(&secret) {
+    read(spec, &secret, look).map(Some)
+}
+
+/// The connection data that the object made for one unit leaves; `None` where the component needs none. `failure`
+/// says why the object could not be made.
+pub(crate) fn find_stamped(
+    spec: &CapabilityBackendSpec,
+    stamp: &Stamp,
+    failure: Option<&str>,
+    look: &impl Look,
+) -> Result<Option<Credentials>, Lack> {
+    let reference = &stamp.reference;
+    if let Some(why) = failure {
+        return Err(Lack::new(BackendReason::SourceNotReady, format!("{reference} could not be made: {why}")));
+    }
+    let asked = Asked { ready_when: &stamp.ready_when, secret: stamp.secret.as_deref() };
+    match secret_of_object(reference, look, &asked) {
+        Ok(secret) => read(spec, &secret, look).map(Some),
+        Err(lack) if lack.nameless && needed_keys(spec).is_empty() => Ok(None),
+        Err(lack) => Err(lack),
+    }
+}
+
+/// The Secret with all keys that the component refers to.
+fn read(spec: &CapabilityBackendSpec, secret: &Reference, look: &impl Look) -> Result<Credentials, Lack> {
+    let found = match look.see(secret) {
         Seen::Unread => return Err(Lack::unread()),
         Seen::Unreadable(why) => return Err(Lack::new(BackendReason::SourceMissing, why)),
         Seen::Missing => {
@@ -89,8 +123,8 @@ pub(crate) fn find(spec: &CapabilityBackendSpec, home: &str, look: &impl Look) -
         }
         Seen::There(found) => Credentials { secret: found },
     };
-    check_keys(spec, &secret, &found)?;
-    Ok(Some(found))
+    check_keys(spec, secret, &found)?;
+    Ok(found)
 }
 
 fn needed_keys(spec: &CapabilityBackendSpec) -> Vec<&str> {
@@ -118,16 +152,18 @@ fn check_keys(spec: &CapabilityBackendSpec, secret: &Reference, found: &Credenti
     ))
 }
 
-/// Where a service keeps its connection data: a Provisioned Service says it in its status, a Crossplane resource in
+/// What a template says of its objects beyond what they say themselves.
+#[derive(Default)]
+struct Asked<'a> {
+    ready_when: &'a str,
+    secret: Option<&'a str>,
+}
+
+/// Where an object keeps its connection data: a Provisioned Service says it in its status, a Crossplane resource in
 /// its spec.
-fn secret_of_service(service: &ObjectRef, look: &impl Look) -> Result<Reference, Lack> {
-    let reference = Reference {
-        api_version: service.api_version.clone(),
-        kind: service.kind.clone(),
-        namespace: service.namespace.clone(),
-        name: service.name.clone(),
-    };
-    let object = match look.see(&reference) {
+fn secret_of_object(reference: &Reference, look: &impl Look, asked: &Asked<'_>) -> Result<Reference, Lack> {
+    let namespace = &reference.namespace;
+    let object = match look.see(reference) {
         Seen::Unread => return Err(Lack::unread()),
         Seen::Unreadable(why) => return Err(Lack::new(BackendReason::SourceMissing, why)),
         Seen::Missing => {
@@ -143,12 +179,20 @@ fn secret_of_service(service: &ObjectRef, look: &impl Look) -> Result<Reference,
         return Err(not_ready("is being deleted; select another backend before it is gone"));
     }
     let text = |path: &str| object.data.pointer(path).and_then(Value::as_str).filter(|text| !text.is_empty());
-    let ready = ready_condition(&object.data);
+    let ready = if asked.ready_when.is_empty() {
+        ready_condition(&object.data)
+    } else {
+        let ready = crate::template::is_ready(asked.ready_when, &object);
+        Some((ready.map_err(|why| not_ready(&why))?, "readyWhen is not true of it".to_owned()))
+    };
     if let Some((false, why)) = &ready {
         return Err(not_ready(&format!("is not ready ({why}); see its conditions")));
     }
+    if let Some(name) = asked.secret {
+        return Ok(Reference::secret(namespace, name));
+    }
     if let Some(name) = text("/status/binding/name") {
-        return Ok(Reference::secret(&service.namespace, name));
+        return Ok(Reference::secret(namespace, name));
     }
     for written in ["/spec/writeConnectionSecretToRef", "/spec/crossplane/writeConnectionSecretToRef"] {
         let Some(name) = text(&format!("{written}/name")) else { continue };
@@ -156,13 +200,14 @@ fn secret_of_service(service: &ObjectRef, look: &impl Look) -> Result<Reference,
         if ready.is_none() {
             return Err(not_ready("does not say yet that it is ready; see its conditions"));
         }
-        let namespace = text(&format!("{written}/namespace")).unwrap_or(&service.namespace);
+        let namespace = text(&format!("{written}/namespace")).unwrap_or(namespace);
         return Ok(Reference::secret(namespace, name));
     }
-    Err(not_ready(
+    let nameless = not_ready(
         "names no Secret: neither status.binding.name (a Provisioned Service) nor spec.writeConnectionSecretToRef \
          (a Crossplane resource) is there",
-    ))
+    );
+    Err(Lack { nameless: true, ..nameless })
 }
 
 /// What the object says of its readiness, and its word for why.

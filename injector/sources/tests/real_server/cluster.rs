@@ -70,7 +70,7 @@ spec:
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: postgresql-services, labels: {mecha.dev/aggregate-to-agent: "true"}}
-rules: [{apiGroups: [example.org], resources: [postgresqls], verbs: [get, watch]}]
+rules: [{apiGroups: [example.org], resources: [postgresqls], verbs: [get, list, watch, create, patch]}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -215,6 +215,19 @@ impl Cluster {
         };
         tokio::time::timeout(LIMIT, search).await.unwrap_or_else(|_| panic!("Secret {name} is not as it should be"))
     }
+}
+
+/// Waits until `look` finds something.
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> F) -> T {
+    let search = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, search).await.unwrap_or_else(|_| panic!("{what} did not come"))
 }
 
 /// The text of a key.

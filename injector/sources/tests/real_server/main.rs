@@ -5,4 +5,5 @@
 mod cluster;
 mod found;
 mod probed;
+mod stamped;
 mod written;
