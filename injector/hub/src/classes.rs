@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use mecha_apiserver::{EnvironmentClass, EventType};
-use mecha_decide::{Blocked, Choice, ClaimOutcome, digest_of};
+use mecha_decide::{Blocked, Choice, ClaimOutcome, waiting_digest};
 use mecha_resources::kinds::{
     ApprovedMove, ApprovedPlan, ClassConditionType, ClassReason, ConditionStatus, EnvironmentClassStatus,
 };
@@ -39,10 +39,9 @@ fn waiting<'d>(decided: &'d Decided, class: &str, why: &Blocked) -> Vec<Waiting<
     decided.evaluation.claims.iter().filter(of_class).filter_map(waits).collect()
 }
 
-/// Names what would move, from where to where and how. It goes stale with any of these, not with a score.
 fn plan_digest(class: &str, waiting: &[Waiting<'_>]) -> String {
-    let moves: Vec<_> = waiting.iter().map(|w| (&w.outcome.claim, w.from, w.to, w.outcome.strategy)).collect();
-    digest_of(&(class, moves)).to_string()
+    let moves: Vec<_> = waiting.iter().map(|w| (w.outcome.claim.as_str(), w.from, w.to, w.outcome.strategy)).collect();
+    waiting_digest(class, &moves).to_string()
 }
 
 fn ways(waiting: &[Waiting<'_>]) -> BTreeSet<ApprovedMove> {

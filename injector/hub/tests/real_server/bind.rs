@@ -52,6 +52,10 @@ async fn a_claim_is_bound_to_the_same_bytes_as_on_a_laptop_and_a_second_apply_ch
     assert_eq!(cluster.owned(&cluster.environment().await).await, ["metadata/finalizers", "status"]);
     assert_eq!(cluster.owned(&cluster.class().await).await, ["metadata/finalizers", "status"]);
 
+    let account = format!("--as={}", crate::harness::ACCOUNT);
+    let may = cluster.server.kubectl_refused(&["auth", "can-i", "get", "secrets", "-A", &account]);
+    assert!(may.is_err(), "all of this without a right to Secrets");
+
     hub.quiet(3).await;
     let before = cluster.versions();
     cluster.apply(&format!("{EVENTS}---{ORDERS}---{}", platform("kafka", "postgres")));

@@ -14,6 +14,8 @@ use kube::client::Body;
 use mecha_apiserver::Timing;
 use mecha_hub::Options;
 use mecha_resources::kinds::{ClaimConditionType, ClaimReason, MoveOutcome};
+use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::harness::{ACCOUNT, Cluster, EVENTS, Hub, ORDERS, client, eventually, platform};
 
@@ -48,6 +50,46 @@ impl tower_service::Service<Request<Body>> for Cut {
             let answer = inner.send(request).await;
             if left == 1 { Err("killed before the answer".into()) } else { Ok(answer?) }
         })
+    }
+}
+
+/// A way to the API server that can be held: what is sent meanwhile is on its way and arrives when it is let go,
+/// whether or not anybody still waits for the answer. Watches that stand go on.
+#[derive(Clone)]
+struct Held {
+    inner: Client,
+    hold: watch::Receiver<bool>,
+    /// Method, path and status of what was on its way.
+    late: Arc<Mutex<Vec<(Method, String, u16)>>>,
+    waiting: Arc<AtomicI64>,
+}
+
+impl tower_service::Service<Request<Body>> for Held {
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let Self { inner, mut hold, late, waiting } = self.clone();
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let held = *hold.borrow();
+        if held && method != Method::GET && !path.contains("/leases") {
+            waiting.fetch_add(1, Ordering::SeqCst);
+        }
+        let sent = tokio::spawn(async move {
+            hold.wait_for(|hold| !hold).await?;
+            let answer = inner.send(request).await?;
+            if held && method != Method::GET {
+                late.lock().push((method, path, answer.status().as_u16()));
+                waiting.fetch_sub(1, Ordering::SeqCst);
+            }
+            Ok::<_, BoxError>(answer)
+        });
+        Box::pin(async move { sent.await? })
     }
 }
 
@@ -142,6 +184,46 @@ async fn a_second_hub_takes_over_and_what_the_first_still_sends_is_refused() {
     let refused = cluster.bindings().replace(cluster.space(), &PostParams::default(), &forced).await.unwrap_err();
     assert!(refused.to_string().contains("no longer the leader"), "{refused}");
     second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_frozen_leader_had_on_its_way_changes_nothing_after_its_successor_has_begun() {
+    let Some((cluster, hub)) = Cluster::shop("kafka", "postgres").await else { return };
+    cluster.apply(EVENTS);
+    cluster.bound("events").await;
+    hub.quiet(2).await;
+    hub.stop().await;
+    let (freeze, hold) = watch::channel(false);
+    let inner = client(&cluster.server, Some(ACCOUNT)).await;
+    let held = Held { inner, hold, late: Arc::default(), waiting: Arc::default() };
+    let (late, waiting) = (held.late.clone(), held.waiting.clone());
+    let frozen = Hub::start(Client::new(held, "default"), "frozen", Cluster::options());
+    eventually("it leads", async || (frozen.metric("mecha_hub_leader") == 1.0).then_some(())).await;
+    frozen.quiet(2).await;
+    let epoch = cluster.binding().await.spec.leader_epoch;
+
+    freeze.send(true).unwrap();
+    cluster.apply(&platform("redis", "postgres"));
+    eventually("it has sent what nobody has got", async || (waiting.load(Ordering::SeqCst) > 0).then_some(())).await;
+    let next = cluster.hub("next").await;
+    let entry = cluster.phase("events", "Prepare").await;
+    next.quiet(2).await;
+    let before = cluster.binding().await;
+    assert!(before.spec.leader_epoch > epoch);
+    let versions = cluster.versions();
+
+    freeze.send(false).unwrap();
+    eventually("all of it has arrived", async || (waiting.load(Ordering::SeqCst) == 0).then_some(())).await;
+    let late = late.lock().clone();
+    let written = late.iter().filter(|(_, path, _)| !path.contains("/leases") && !path.contains("/events"));
+    let taken: Vec<_> = written.clone().filter(|(_, _, status)| *status < 300).collect();
+    assert!(written.count() > 0 && taken.is_empty(), "{late:?}");
+    next.quiet(2).await;
+    assert_eq!(cluster.versions(), versions);
+    assert_eq!(cluster.phase("events", "Prepare").await, entry);
+    assert_eq!((frozen.metric("mecha_hub_leader"), next.metric("mecha_hub_leader")), (0.0, 1.0));
+    frozen.stop().await;
+    next.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
