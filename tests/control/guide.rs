@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use mecha_testkit::servers::{Kubernetes, Redis};
+use mecha_testkit::servers::{Kubernetes, KubernetesOptions, Redis};
 use mecha_tests::{Http, HttpApp, Signal, wait_until};
 use serde_json::{Value, json};
 
 use crate::install::install;
 use crate::kubelet::{Kubelet, KubeletOptions};
+use crate::leaks::{Audit, stored_with};
 use crate::roles::{AGENT, ControlPart, HUB, INJECTOR};
 
 const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
@@ -33,6 +34,7 @@ struct Shop {
     node: Kubelet,
     roles: ControlPart,
     server: Kubernetes,
+    audit: Audit,
     blue: Redis,
     green: Redis,
     _app: HttpApp,
@@ -42,7 +44,8 @@ struct Shop {
 
 impl Shop {
     async fn open() -> Option<Self> {
-        let server = Kubernetes::start()?;
+        let audit = Audit::new();
+        let server = audit.of(KubernetesOptions::new()).start()?;
         let (blue, green) = (Redis::start()?, Redis::start()?);
         install(&server);
         let roles = ControlPart::start(&server).await;
@@ -55,7 +58,7 @@ impl Shop {
         server.apply(&backends).unwrap();
         server.apply(&files["class.yaml"]).unwrap();
         server.apply(&files["environment.yaml"]).unwrap();
-        let mut shop = Self { node, roles, server, blue, green, _app: app, home: String::new() };
+        let mut shop = Self { node, roles, server, audit, blue, green, _app: app, home: String::new() };
         shop.shows(&["-n", "team-a", "environment", "dev"], ".status.conditions[?(@.type==\"Ready\")].status", "True")
             .await;
         shop.home = shop.field(&["-n", "team-a", "environment", "dev"], ".status.connectTo").unwrap();
@@ -173,12 +176,26 @@ async fn the_platform_guide_from_the_first_environment_to_the_first_swap() {
     assert!(shop.green.command(&["KEYS", "*"]).contains("load"), "what is written now is in the new store");
     assert_eq!(shop.field(&pods, ".status.initContainerStatuses[0].restartCount").as_deref(), Some("0"), "{log}");
 
-    // Nothing of the stores' addresses is in what people without rights on Secrets can read.
-    for kind in
-        ["capabilityclaims", "capabilitybindings", "environments", "environmentclasses", "capabilitybackends", "events"]
-    {
-        let all = shop.server.kubectl(&["get", kind, "-A", "-o", "yaml"]);
-        assert!(!all.contains(&shop.blue.address()), "{kind} shows a value of a Secret");
+    // What the Secrets hold is nowhere else: not in what people without rights on Secrets can read, not in logs.
+    for canary in [shop.blue.address(), shop.green.address()] {
+        assert_eq!(stored_with(&shop.server, &canary).await, [""; 0], "keys of etcd that hold a value of a Secret");
+        for role in [HUB, AGENT, INJECTOR] {
+            assert!(!shop.roles.log(role).contains(&canary), "the log of {role} holds a value of a Secret");
+        }
+    }
+    // Hub and injector have not even asked for one, and the agent for none but those that it has to do with.
+    assert_eq!(shop.audit.asked_by("mecha-hub"), []);
+    assert_eq!(shop.audit.asked_by("mecha-injector"), []);
+    let asked = shop.audit.asked_by("mecha-agent");
+    assert!(!asked.is_empty());
+    for (verb, namespace, name) in asked {
+        let known = match namespace.as_str() {
+            "mecha-system" => name == "mecha-trust-root",
+            "databases" => ["redis-blue", "redis-green"].contains(&name.as_str()),
+            other => other == shop.home && name.starts_with("mecha-"),
+        };
+        // What is made has no name in the record.
+        assert!(known || verb == "create", "the agent asked to {verb} the Secret {namespace}/{name}");
     }
 }
 

@@ -10,6 +10,8 @@ mod injection;
 mod install;
 mod kinds;
 mod kubelet;
+mod leaks;
 mod nodes;
 mod rbac;
 mod roles;
+mod secrets;
