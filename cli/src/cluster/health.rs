@@ -57,6 +57,11 @@ pub(crate) async fn parts(client: &Client, namespace: &str) -> Result<Vec<Part>>
         let lease = match call(api.get(name)).await {
             Ok(lease) => Some(lease),
             Err(failure) if failure.kind == FailureKind::NotFound => None,
+            Err(failure) if failure.kind == FailureKind::Forbidden => {
+                let detail = format!("this account may not read the Lease {namespace}/{name}");
+                parts.push(Part { role: role.to_owned(), state: State::Warning, leader: String::new(), detail });
+                continue;
+            }
             Err(failure) => return Err(failed(&format!("reading Lease {namespace}/{name}"), &failure)),
         };
         parts.push(part(role, without, namespace, lease.as_ref()));

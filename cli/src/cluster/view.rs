@@ -7,7 +7,8 @@ use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::{Api, Client, Resource};
 use mecha_apiserver::{CapabilityBinding, EnvironmentClass, FailureKind, Stored, call};
 use mecha_decide::{
-    Assume, Backend, Blocked, Bound, Choice, Cluster, Consent, Evaluation, Hold, Memory, World, digest_of,
+    Assume, Backend, Blocked, Bound, Choice, Cluster, Consent, Evaluation, Hold, Memory, WaitingMove, World, digest_of,
+    waiting_digest,
 };
 use mecha_resources::kinds::{
     BackendState, CapabilityBindingSpec, Documents, Environment, KindSpec, MoveOutcome, Object,
@@ -234,19 +235,24 @@ pub(crate) fn approvals(world: &World, evaluation: &Evaluation) -> Vec<Approval>
         .environments()
         .filter_map(|environment| Some((environment.key(), world.class_of(environment).ok()?.name().to_owned())))
         .collect();
-    let mut waiting: BTreeMap<&String, Vec<_>> = BTreeMap::new();
+    let mut waiting: BTreeMap<&String, Vec<WaitingMove<'_>>> = BTreeMap::new();
     for outcome in &evaluation.claims {
         let Some(Choice::Move { from, to, .. }) = outcome.decision.as_ref().map(|d| &d.choice) else { continue };
         if outcome.blocked == Some(Blocked::AwaitingApproval)
             && let Some(class) = environments.get(&outcome.environment)
         {
-            waiting.entry(class).or_default().push((&outcome.claim, from.as_str(), to.as_str(), outcome.strategy));
+            waiting.entry(class).or_default().push((
+                outcome.claim.as_str(),
+                from.as_str(),
+                to.as_str(),
+                outcome.strategy,
+            ));
         }
     }
-    let approval = |(class, moves): (&String, Vec<(&String, &str, &str, _)>)| Approval {
+    let approval = |(class, moves): (&String, Vec<WaitingMove<'_>>)| Approval {
         class: class.clone(),
-        claims: moves.iter().map(|(claim, ..)| (*claim).clone()).collect(),
-        digest: digest_of(&(class, moves)).to_string(),
+        claims: moves.iter().map(|(claim, ..)| (*claim).to_owned()).collect(),
+        digest: waiting_digest(class, &moves).to_string(),
     };
     waiting.into_iter().map(approval).collect()
 }

@@ -32,7 +32,7 @@ pub use canonical::{Digest, digest_of};
 pub use class::{ClassProblem, connect_to, environment_slug, resolve_class, rule_for, strategy_for};
 pub use clusters::{Chosen, Cluster, ClusterDecision, Gravity, PlacementRequest, Standing, decide_clusters};
 pub use inventory::Inventory;
-pub use plan::{Blocked, Consent, Hold, Plan, PlannedMove, Stuck};
+pub use plan::{Blocked, Consent, Hold, Plan, PlannedMove, Stuck, WaitingMove, waiting_digest};
 pub use record::{Inputs, Mismatch, Record};
 pub use render::{Component, RenderError, Tenant, claim_slug, document_digest, render, secret_name};
 pub use world::{Assume, Bound, ClaimOutcome, Evaluation, Memory, Placed, PlacementOutcome, World, entries_digest};

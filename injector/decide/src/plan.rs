@@ -53,6 +53,16 @@ pub enum Hold {
     },
 }
 
+/// One claim that waits for a person: claim, old and new backend, and how it moves.
+pub type WaitingMove<'m> = (&'m str, &'m str, &'m str, SwapStrategy);
+
+/// Names the moves of one class that wait for a person; `spec.approvedSwap` of the class takes it. It goes stale with
+/// any of these, not with a score.
+#[must_use]
+pub fn waiting_digest(class: &str, moves: &[WaitingMove<'_>]) -> Digest {
+    digest_of(&(class, moves))
+}
+
 /// What a person has agreed to, and what the past forbids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Consent {

@@ -139,7 +139,9 @@ fn news(class: &EnvironmentClass, before: &EnvironmentClassStatus, after: &Envir
     };
     let mut news = Vec::new();
     let pending = condition(after, ClassConditionType::SwapPending);
-    if let Some((reason, message)) = pending.filter(|_| before.pending_plan != after.pending_plan) {
+    let before_reason = condition(before, ClassConditionType::SwapPending).map(|(reason, _)| reason);
+    let is_news = |reason| before_reason != Some(reason) || before.pending_plan != after.pending_plan;
+    if let Some((reason, message)) = pending.filter(|(reason, _)| is_news(*reason)) {
         let reason = if reason == ClassReason::AwaitingApproval { "AwaitingApproval" } else { "EmptyNotAllowed" };
         news.push(News::event(class, EventType::Normal, reason, "Swap", message));
     }
