@@ -7,6 +7,7 @@
 mod backends;
 mod brokers;
 mod edits;
+mod fleet;
 mod load;
 mod memory;
 mod refusals;
