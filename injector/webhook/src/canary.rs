@@ -137,6 +137,7 @@ fn pod(namespace: &str) -> Value {
             "annotations": {"dapr.io/enabled": "true", "dapr.io/app-id": "mecha-canary"},
         },
         "spec": {
+            "serviceAccountName": "default",
             "automountServiceAccountToken": false,
             "restartPolicy": "Never",
             "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},

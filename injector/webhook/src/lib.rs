@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use mecha_apiserver::{Events, Leadership, Role};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::canary::Canary;
@@ -90,10 +91,11 @@ pub async fn run(options: Options, role: Role) -> Result<(), RunError> {
     let names = (role.instance.as_str(), role.namespace.as_str());
     let (rotation, serving) = Rotation::new(&options, names, registrar.clone(), canary.clone(), metrics.clone())?;
     role.tasks.run("registration", registrar.clone().run());
+    let trusted_by_servers = rotation.trusted();
     role.tasks.run("certificates", rotation.run(trusted));
 
     let leadership = Leadership::campaign(&role, LEASE, options.lease);
-    role.tasks.run("canary", lead_canary(canary.clone(), leadership.clone()));
+    role.tasks.run("canary", lead_canary(canary.clone(), leadership.clone(), trusted_by_servers));
     let facts = (config.clone(), minor.clone());
     let repair = Repair::new(&options, &role, facts, canary, events.clone(), metrics.clone());
     role.tasks.run("repair", repair.run(leadership.clone()));
@@ -134,7 +136,10 @@ async fn first_version(options: &Options, role: &Role) -> Option<u32> {
 }
 
 /// Checks while this replica leads: one answer for all of them is enough.
-async fn lead_canary(canary: Canary, mut leadership: Leadership) {
+async fn lead_canary(canary: Canary, mut leadership: Leadership, mut trusted: watch::Receiver<bool>) {
+    if trusted.wait_for(|trusted| *trusted).await.is_err() {
+        return;
+    }
     loop {
         let term = leadership.elected().await;
         tokio::select! {

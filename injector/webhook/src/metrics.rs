@@ -46,7 +46,7 @@ pub(crate) enum Check {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Eviction {
     Evicted,
-    Budget,
+    Held,
     Gone,
     Failed,
 }
@@ -83,7 +83,7 @@ impl Eviction {
     fn label(self) -> &'static str {
         match self {
             Self::Evicted => "evicted",
-            Self::Budget => "budget",
+            Self::Held => "held",
             Self::Gone => "gone",
             Self::Failed => "failed",
         }
@@ -98,6 +98,7 @@ pub(crate) struct Metrics {
     pub(crate) configuration: Gauge,
     pub(crate) configuration_refused: Gauge,
     pub(crate) certificate_days: Gauge<f64, AtomicU64>,
+    pub(crate) rotations: Counter,
     pub(crate) registration_writes: Counter,
     checks: Family<Labels, Counter>,
     pub(crate) checked: Gauge<f64, AtomicU64>,
@@ -114,6 +115,7 @@ impl Metrics {
             configuration: Gauge::default(),
             configuration_refused: Gauge::default(),
             certificate_days: Gauge::default(),
+            rotations: Counter::default(),
             registration_writes: Counter::default(),
             checks: Family::default(),
             checked: Gauge::default(),
@@ -138,6 +140,11 @@ impl Metrics {
             "mecha_injector_certificate_days_left",
             "Days until the serving certificate expires",
             m.certificate_days,
+        );
+        registry.register(
+            "mecha_injector_certificate_rotations",
+            "Replacements of the serving certificate",
+            m.rotations,
         );
         registry.register(
             "mecha_injector_registration_writes",

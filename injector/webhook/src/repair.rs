@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use http::{Request, header};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, EvictParams, Preconditions};
+use kube::api::{ApiResource, DynamicObject};
 use kube::{Api, Client};
-use mecha_apiserver::{Events, FailureKind, Followed, Leadership, Role, Selection, Term, call, follow};
+use mecha_apiserver::{Events, Failure, FailureKind, Followed, Leadership, Role, Selection, Term, call, follow};
 use mecha_patch::{Config, inject};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::canary::Canary;
 use crate::metrics::{Eviction, Metrics};
@@ -25,6 +26,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Time in which tries of one owner count together.
 const TRIES_WINDOW: Duration = Duration::from_secs(3600);
 const MINUTE: Duration = Duration::from_secs(60);
+/// Longest wait for leave to evict: other pods wait meanwhile.
+const EVICTION_LIMIT: Duration = Duration::from_secs(5);
 /// Pause for a pod that could not be evicted.
 const AGAIN: Duration = Duration::from_secs(30);
 
@@ -186,7 +189,7 @@ impl Repair {
             match self.evict(&pod).await {
                 Eviction::Evicted => memory.limits.count(&owner.uid, now),
                 Eviction::Gone => {}
-                Eviction::Budget | Eviction::Failed => self.put_off(memory, std::slice::from_ref(&pod), now),
+                Eviction::Held | Eviction::Failed => self.put_off(memory, std::slice::from_ref(&pod), now),
             }
         }
     }
@@ -205,7 +208,9 @@ impl Repair {
 
     fn report(&self, pod: &Seen) {
         let repair = &self.options.repair;
-        let next = if !repair.evict {
+        let next = if !by_expression(self.minor.load(Ordering::Relaxed)) {
+            "This API server is older than 1.30 and injects only pods with the label mecha.dev/enabled: \"true\"."
+        } else if !repair.evict {
             "Delete it, so that its owner makes it anew."
         } else if pod.controller().is_none() {
             "Nothing would make it anew: create it again yourself."
@@ -244,33 +249,42 @@ impl Repair {
             self.events.warning(pod, "RepairRefused", "Evict", &format!("It is not evicted: {why}"));
             return Eviction::Failed;
         }
-        let params = EvictParams {
-            delete_options: Some(DeleteParams {
-                preconditions: Some(Preconditions { uid: Some(pod.uid().to_owned()), resource_version: None }),
-                ..DeleteParams::default()
-            }),
-            ..EvictParams::default()
-        };
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        match call(pods.evict(name, &params)).await {
-            Ok(_) => {
+        let evicting = tokio::time::timeout(EVICTION_LIMIT, self.post_eviction(namespace, name, pod.uid()));
+        let held = match evicting.await {
+            Ok(Ok(())) => {
                 tracing::info!(namespace, pod = name, "a pod without its sidecar was evicted");
                 self.events.normal(pod, "Evicted", "Evict", "Evicted, so that its owner makes it anew with a sidecar.");
-                Eviction::Evicted
+                return Eviction::Evicted;
             }
-            Err(error) => match error.kind {
-                FailureKind::NotFound | FailureKind::Conflict => Eviction::Gone,
-                FailureKind::Busy => {
-                    let note = format!("A disruption budget does not let it be evicted now: {error}");
-                    self.events.normal(pod, "EvictionHeld", "Evict", &note);
-                    Eviction::Budget
-                }
+            Ok(Err(error)) => match error.kind {
+                FailureKind::NotFound | FailureKind::Conflict => return Eviction::Gone,
+                FailureKind::Busy => error.to_string(),
                 _ => {
                     tracing::warn!(namespace, pod = name, %error, "a pod without its sidecar cannot be evicted");
-                    Eviction::Failed
+                    return Eviction::Failed;
                 }
             },
-        }
+            // The client asks again for as long as a budget says no.
+            Err(_) => format!("no leave within {EVICTION_LIMIT:?}"),
+        };
+        let note = format!("It cannot be evicted now; a disruption budget holds it, or the API server is busy: {held}");
+        self.events.normal(pod, "EvictionHeld", "Evict", &note);
+        Eviction::Held
+    }
+
+    /// Asks for the eviction of exactly this pod, whatever has its name by then. `Api::evict` would not: it does not
+    /// send its options under the name that the API server reads.
+    async fn post_eviction(&self, namespace: &str, name: &str, uid: &str) -> Result<(), Failure> {
+        let body = json!({
+            "apiVersion": "policy/v1", "kind": "Eviction",
+            "metadata": {"namespace": namespace, "name": name},
+            "deleteOptions": {"preconditions": {"uid": uid}},
+        });
+        let request = Request::post(format!("/api/v1/namespaces/{namespace}/pods/{name}/eviction"))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body.to_string().into_bytes())
+            .map_err(|e| kube::Error::BuildRequest(kube::core::request::Error::BuildRequest(e)))?;
+        call(self.client.request::<Value>(request)).await.map(|_| ())
     }
 
     /// Whether a pod like this one would come back with a sidecar.

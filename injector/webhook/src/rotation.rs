@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use mecha_apiserver::Gate;
 use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
 
 use crate::canary::{Broken, Canary};
 use crate::certificate::{CertificateError, Generation, Serving};
@@ -34,6 +35,8 @@ pub(crate) struct Rotation {
     metrics: Metrics,
     current: Generation,
     serving: Serving,
+    /// Whether API servers trust the certificate.
+    trusted: watch::Sender<bool>,
 }
 
 impl Rotation {
@@ -60,8 +63,14 @@ impl Rotation {
             metrics,
             current,
             serving: serving.clone(),
+            trusted: watch::Sender::new(false),
         };
         Ok((rotation, serving))
+    }
+
+    /// Becomes true when pods can come through.
+    pub(crate) fn trusted(&self) -> watch::Receiver<bool> {
+        self.trusted.subscribe()
     }
 
     /// Runs until it is dropped; opens `gate` when API servers trust the first certificate.
@@ -73,6 +82,7 @@ impl Rotation {
             // Not a reason to stay unready: a webhook that nobody may reach mends nothing.
             tracing::warn!(%error, "the webhook is registered, and no pod came through it yet");
         }
+        self.trusted.send_replace(true);
         gate.open();
         loop {
             // The clock of the wall decides where it and ours differ, as after a suspended machine.
@@ -107,6 +117,7 @@ impl Rotation {
         }
         self.current = next;
         self.register_only(self.current.root.clone());
+        self.metrics.rotations.inc();
         tracing::info!(until = ?self.current.not_after, "the webhook has a new certificate");
         Ok(())
     }
