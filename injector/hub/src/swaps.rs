@@ -223,3 +223,98 @@ pub(crate) fn receipt_text(receipt: &ClaimMove) -> String {
 pub(crate) fn milliseconds(at: Timestamp) -> u64 {
     u64::try_from(at.as_millisecond()).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mecha_resources::kinds::{Access, EntryProgress, Role};
+    use std::time::Duration;
+
+    fn document(revision: i64, name: &str) -> String {
+        format!(
+            r#"{{"metadata":{{"name":"events","annotations":{{"mecha.dev/revision":"{revision}","mecha.dev/backend":"{name}"}}}},"spec":{{"metadata":[{{"name":"a","secretKeyRef":{{"name":"mecha-events-r{revision}","key":"a"}}}}]}}}}"#
+        )
+    }
+
+    fn entry(backend: &str, revision: i64) -> BindingEntry {
+        BindingEntry {
+            claim: "events".to_owned(),
+            backend: backend.to_owned(),
+            role: Role::Active,
+            fencing_epoch: 0,
+            access: Access::ReadWrite,
+            revision,
+            swap: None,
+            document: document(revision, backend),
+            previous_document: None,
+        }
+    }
+
+    fn moving(deadline: Option<Span>) -> (BindingEntry, BindingEntry) {
+        let (old, mut new) = (entry("kafka", 3), entry("streams", 8));
+        let start = Start {
+            from: &old,
+            strategy: SwapStrategy::Drain,
+            deadline,
+            why: "the class".to_owned(),
+            cause: String::new(),
+        };
+        begin(&mut new, start, Timestamp::UNIX_EPOCH);
+        (old, new)
+    }
+
+    fn says(entry: &BindingEntry, edit: impl FnOnce(&mut EntryProgress)) -> BindingEntryStatus {
+        let phase = entry.swap.as_ref().map(|record| record.phase);
+        let mut progress =
+            EntryProgress { revision: entry.revision, phase, total: 3, reached: 3, ..EntryProgress::default() };
+        edit(&mut progress);
+        BindingEntryStatus { claim: "events".to_owned(), progress: Some(progress), ..BindingEntryStatus::default() }
+    }
+
+    fn go(entry: &mut BindingEntry, status: Option<&BindingEntryStatus>) -> Progress {
+        go_on(entry, "local", status, Wish::default(), Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn who_has_the_claim_has_its_secret_too() {
+        let (_, mut entry) = moving(None);
+        for (phase, has, name) in [
+            (SwapPhase::Prepare, "kafka", "mecha-events-r3"),
+            (SwapPhase::Switch, "streams", "mecha-events-r8"),
+            (SwapPhase::Paused, "streams", "mecha-events-r8"),
+            (SwapPhase::RollBack, "kafka", "mecha-events-r3"),
+        ] {
+            entry.swap.as_mut().unwrap().phase = phase;
+            assert_eq!((owner(&entry), secret(&entry).as_deref()), (has, Some(name)), "{phase}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_about_this_phase_says_nothing() {
+        let (_, mut entry) = moving(None);
+        let unchanged = entry.clone();
+        let older = says(&entry, |p| p.revision = 3);
+        let other = says(&entry, |p| p.phase = Some(SwapPhase::Switch));
+        let silent = BindingEntryStatus { claim: "events".to_owned(), ready: true, ..BindingEntryStatus::default() };
+        for status in [None, Some(&older), Some(&other), Some(&silent)] {
+            assert_eq!(go(&mut entry, status), Progress::Waits);
+            assert_eq!(entry, unchanged);
+        }
+        // Nobody in scope is nobody to wait for.
+        let nobody = says(&entry, |p| (p.total, p.reached) = (0, 0));
+        assert_eq!(go(&mut entry, Some(&nobody)), Progress::Went(SwapPhase::Switch));
+    }
+
+    #[test]
+    fn on_the_way_back_nobody_waits_for_a_sidecar_that_never_opened_the_new_side() {
+        let (old, mut entry) = moving(Some(Span(Duration::from_secs(60))));
+        let broken = says(&entry, |p| (p.reached, p.failed) = (1, 1));
+        assert_eq!(go(&mut entry, Some(&broken)), Progress::Went(SwapPhase::RollBack));
+        let some = says(&entry, |p| (p.reached, p.failed) = (1, 1));
+        assert_eq!(go(&mut entry, Some(&some)), Progress::Waits, "one has not answered");
+        let rest = says(&entry, |p| (p.reached, p.failed) = (2, 1));
+        let Progress::Ended(receipt) = go(&mut entry, Some(&rest)) else { panic!("it has ended") };
+        assert_eq!((receipt.outcome, receipt.sidecars), (MoveOutcome::RolledBack, 3));
+        assert_eq!(entry, old, "byte for byte, and with the Secret of that revision");
+    }
+}
