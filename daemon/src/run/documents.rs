@@ -5,11 +5,16 @@ use std::collections::BTreeMap;
 use mecha_core::loader::{Moving, Wanted};
 use mecha_core::pubsub::check_rule;
 use mecha_resources::{
-    Component, Configuration, Diagnostic, HttpEndpoint, Loaded, Located, Resiliency, Resource, Severity, Subscription,
+    Component, Configuration, DEFAULT_INIT_TIMEOUT, Diagnostic, HttpEndpoint, Loaded, Located, Meta, Origin,
+    Resiliency, Resource, Severity, Subscription,
 };
 
 use super::source::DocumentSet;
-use crate::cli::Options;
+use crate::cli::{Mode, Options};
+
+/// Name and type of the secret store that is there in Kubernetes mode.
+const BUILT_IN_STORE: &str = "kubernetes";
+const BUILT_IN_TYPE: &str = "secretstores.kubernetes";
 
 /// Everything a runtime is built from.
 #[derive(Clone, Debug, Default)]
@@ -43,9 +48,11 @@ pub(super) fn select(set: DocumentSet, options: &Options) -> Documents {
     let mut findings: Vec<Finding> = loaded.diagnostics.iter().map(finding).collect();
     let Loaded { components, mut subscriptions, http_endpoints, resiliencies, .. } = loaded;
     refuse_bad_rules(&mut subscriptions, options, &mut findings);
+    let mut components = mine(components, options);
+    components.extend(built_in_store(options, &components));
     Documents {
         configuration,
-        components: mine(components, options),
+        components,
         subscriptions: mine(subscriptions, options),
         endpoints: mine(http_endpoints, options),
         resiliencies: mine(resiliencies, options),
@@ -66,6 +73,27 @@ pub(super) fn report(findings: &[Finding]) {
             (Severity::Warning, _) => tracing::warn!(target: "dapr.runtime.loader", "{d}"),
         }
     }
+}
+
+/// The secret store that nobody has to write a document for: that of the cluster the process runs in, or that
+/// KUBECONFIG names. A document of its name takes its place.
+fn built_in_store(options: &Options, components: &[Located<Component>]) -> Option<Located<Component>> {
+    let known = options.env.in_kubernetes || options.env.kubeconfig.is_some();
+    let wanted = options.mode == Mode::Kubernetes && !options.disable_builtin_k8s_secret_store && known;
+    let given = components.iter().any(|c| c.value.name() == BUILT_IN_STORE);
+    let compiled_in = mecha_components::left_out(BUILT_IN_TYPE).is_none();
+    (wanted && !given && compiled_in).then(|| Located {
+        value: Component {
+            meta: Meta { name: BUILT_IN_STORE.to_owned(), ..Meta::default() },
+            kind: BUILT_IN_TYPE.to_owned(),
+            version: "v1".to_owned(),
+            metadata: Vec::new(),
+            ignore_errors: false,
+            init_timeout: DEFAULT_INIT_TIMEOUT,
+            secret_store: String::new(),
+        },
+        origin: Origin { file: "".into(), document: 0, line: 0 },
+    })
 }
 
 fn mine<T: Resource>(documents: Vec<Located<T>>, options: &Options) -> Vec<Located<T>> {
