@@ -24,12 +24,18 @@ struct Sidecars {
 async fn sidecars(authority: &Authority) -> Sidecars {
     let folder = tempfile::tempdir().unwrap();
     let app = HttpApp::builder().on("/hello", Answer::text("hello")).start().await;
+    let shelf = |id: &str| {
+        let shelf = folder.path().join(id);
+        std::fs::create_dir(&shelf).unwrap();
+        shelf.to_str().unwrap().to_owned()
+    };
     let builder = |id: &str| {
         let builder = Sidecar::builder().app_id(id).configuration(&names(folder.path()));
         authority
             .secure(builder)
             .env("DAPR_GRPC_MAX_CONN_IDLE", "10ms")
             .env("DAPR_GRPC_CONN_COLLECTOR_INTERVAL", "10ms")
+            .env("MECHA_SNAPSHOT_FOLDER", shelf(id))
     };
     let callee = builder("callee").app(&app).start().await;
     let caller = builder("caller").start().await;
@@ -158,6 +164,24 @@ async fn an_authority_that_is_away_stops_no_call_before_the_certificate_ends() {
         sidecars.caller.http().get(CALL).send().await.status == 200
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_container_that_starts_without_the_authority_goes_on_with_its_certificate() {
+    let authority = Authority::start().await;
+    let mut sidecars = sidecars(&authority).await;
+    authority.stop();
+    sidecars.caller.kill().await;
+    sidecars.caller.again().await;
+    assert_eq!(sidecars.caller.http().get(CALL).send().await.status, 200);
+    assert!(sidecars.caller.log().contains("this start goes on with the certificate of the one before"));
+    authority.serve().await;
+    mecha_tests::wait_until(LIMIT, "a renewal", || async { rotated(&sidecars.caller).await >= 1.0 }).await;
+    // Who is refused does not go on with what was kept.
+    authority.refuse(Some((tonic::Code::PermissionDenied, "the pod is gone")));
+    sidecars.caller.kill().await;
+    sidecars.caller.spawn_again();
+    assert_eq!(sidecars.caller.exited(LIMIT).await, Some(1));
 }
 
 #[tokio::test]

@@ -28,6 +28,9 @@ use crate::sidecar::SidecarBuilder;
 /// Trust domain and namespace of the control plane that the double belongs to.
 const CONTROL: (&str, &str) = ("cluster.local", "mecha-system");
 
+/// Shortest life of a certificate, whatever is said beside it.
+const SHORTEST: Duration = Duration::from_secs(2);
+
 /// A certificate authority that signs what is asked for, as a test wants it.
 #[derive(Debug)]
 pub struct Authority {
@@ -197,8 +200,8 @@ impl Service for Double {
         let lifetime = *self.0.lifetime.lock();
         let uri = format!("spiffe://public/ns/{}/{}", request.namespace, request.id);
         let ca = self.0.ca.lock().clone();
-        // Certificates know whole seconds only; what is said beside them is exact.
-        let chain = ca.answer(&csr, &uri, lifetime.max(Duration::from_secs(1)));
+        // Certificates know whole seconds only, the last of which is cut off; what is said beside them is exact.
+        let chain = ca.answer(&csr, &uri, lifetime.max(SHORTEST) + Duration::from_secs(1));
         self.0.signed.fetch_add(1, Ordering::Relaxed);
         Ok(tonic::Response::new(SignCertificateResponse {
             workload_certificate: chain.into(),

@@ -8,6 +8,7 @@
 
 mod anchors;
 mod control;
+mod kept;
 mod peers;
 mod renewal;
 mod sentry;
@@ -29,7 +30,8 @@ use tokio::sync::Notify;
 
 use self::anchors::Anchors;
 pub use self::control::ControlPlane;
-pub use self::peers::{PeerDial, accept};
+use self::kept::Kept;
+pub use self::peers::{PeerDial, accept, acceptor};
 use self::sentry::Sentry;
 pub use self::sentry::Tokens;
 use crate::cli::{Mode, Options};
@@ -87,6 +89,9 @@ pub struct Settings {
     pub jwt_audiences: Vec<String>,
     /// Where tokens for the authority lie.
     pub tokens: Tokens,
+    /// Folder that outlives the container, where the identity is kept for a start without the
+    /// authority.
+    pub keep: Option<PathBuf>,
     /// Whether calls between sidecars go over mTLS, too.
     pub peers: bool,
     /// Times.
@@ -103,7 +108,8 @@ impl Settings {
         let plane = &options.control_plane;
         let env = &options.env;
         let anchors_given = env.trust_anchors.is_some() || env.trust_anchors_file.is_some();
-        if !plane.mtls && !(options.mode == Mode::Kubernetes && anchors_given) {
+        let wanted = plane.mtls || (options.mode == Mode::Kubernetes && anchors_given);
+        if !wanted {
             return Ok(None);
         }
         if !anchors_given {
@@ -125,6 +131,7 @@ impl Settings {
             control_namespace: plane.namespace.clone(),
             jwt_audiences: plane.jwt_audiences.clone(),
             tokens: Tokens { file: env.sentry_token_file.clone(), ..Tokens::default() },
+            keep: env.snapshot.folder.clone(),
             peers: plane.mtls,
             pace: Pace::default(),
         }))
@@ -147,6 +154,7 @@ pub struct Workload {
     settings: Settings,
     anchors: Anchors,
     sentry: Sentry,
+    kept: Option<Kept>,
     /// The certificate in use leads to no anchor any more.
     distrusted: Arc<Notify>,
     /// Why the last renewal failed.
@@ -159,28 +167,31 @@ pub struct Workload {
 
 impl Workload {
     /// Obtains the first certificate and begins to look after it. Tries as often as the
-    /// settings say; dropping the future gives up.
+    /// settings say; dropping the future gives up. While the authority is away, an identity that
+    /// was kept and is still good does.
     ///
     /// # Errors
     /// There are no usable trust anchors, or the authority gave no certificate.
     pub async fn start(settings: Settings) -> Result<Arc<Self>, String> {
         let anchors = Anchors::new(settings.anchors.as_deref(), settings.anchors_file.clone())?;
         let sentry = Sentry::new(&settings)?;
-        let (live, until) = renewal::begin(&sentry, &anchors, settings.pace)
+        let kept = settings.keep.as_deref().map(Kept::new);
+        let begun = renewal::begin(&sentry, &anchors, kept.as_ref(), settings.pace)
             .await
             .map_err(|e| format!("failed to retrieve the initial identity: {e}"))?;
         let workload = Arc::new(Self {
-            live,
+            live: begun.live,
             settings,
             anchors,
             sentry,
+            kept,
             distrusted: Arc::default(),
-            failure: Mutex::default(),
+            failure: Mutex::new(begun.failure),
             counted: AtomicBool::new(false),
             metrics: ArcSwapOption::empty(),
             tasks: Tasks::new(),
         });
-        renewal::keep(&workload, until);
+        renewal::keep(&workload, begun.lifetime);
         Ok(workload)
     }
 
@@ -221,7 +232,9 @@ impl Workload {
     /// It has ended, and why there is no other.
     fn usable(&self) -> Result<(), String> {
         let Some(identity) = self.live.identity() else { return Ok(()) };
-        if !identity.remaining(SystemTime::now()).is_zero() {
+        // Peers that count in whole seconds accept it to the end of its last one.
+        let now = SystemTime::now();
+        if now.duration_since(identity.not_after()).unwrap_or_default() < Duration::from_secs(1) {
             return Ok(());
         }
         let cause = self.failure.lock().clone().map_or_else(String::new, |cause| format!(": {cause}"));

@@ -39,37 +39,32 @@ impl Dial for PeerDial {
     }
 }
 
-/// The server's end: how a connection that was accepted becomes one of a peer who is known.
-/// Clients without a certificate under the trust anchors fail at the handshake.
-pub fn accept<T>(
-    workload: &Arc<Workload>,
-) -> impl Fn(T) -> std::pin::Pin<Box<dyn Future<Output = Option<(TlsStream<T>, Connected)>> + Send>>
-+ Clone
-+ Send
-+ Sync
-+ use<T>
+/// What the peer port does the handshake with.
+#[must_use]
+pub fn acceptor(workload: &Workload) -> TlsAcceptor {
+    TlsAcceptor::from(Arc::new(workload.live().server_config(Clients::Required)))
+}
+
+/// The server's end: a connection that was accepted becomes one of a peer who is known, or
+/// nothing. Clients without a certificate under the trust anchors fail at the handshake, which
+/// takes ten seconds at most.
+pub async fn accept<T>(acceptor: TlsAcceptor, stream: T) -> Option<(TlsStream<T>, Connected)>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let acceptor = TlsAcceptor::from(Arc::new(workload.live().server_config(Clients::Required)));
-    move |stream| {
-        let acceptor = acceptor.clone();
-        Box::pin(async move {
-            let accepted = match timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
-                Ok(accepted) => accepted.map_err(|e| explain_io(&e)),
-                Err(_) => Err(format!("no handshake within {HANDSHAKE_LIMIT:?}")),
-            };
-            let known = accepted.and_then(|stream| {
-                let id = peer_id(stream.get_ref().1.peer_certificates()).map_err(|e| e.to_string())?;
-                // An id of another form is somebody, but no app.
-                let identity = id.namespace().zip(id.app_id()).map(|(namespace, app_id)| PeerIdentity {
-                    trust_domain: id.trust_domain().to_owned(),
-                    namespace: namespace.to_owned(),
-                    app_id: app_id.to_owned(),
-                });
-                Ok((stream, Connected { from: None, identity }))
-            });
-            known.inspect_err(|e| tracing::warn!(target: LOG, "a connection to the peer port was refused: {e}")).ok()
-        })
-    }
+    let accepted = match timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
+        Ok(accepted) => accepted.map_err(|e| explain_io(&e)),
+        Err(_) => Err(format!("no handshake within {HANDSHAKE_LIMIT:?}")),
+    };
+    let known = accepted.and_then(|stream| {
+        let id = peer_id(stream.get_ref().1.peer_certificates()).map_err(|e| e.to_string())?;
+        // An id of another form is somebody, but no app.
+        let identity = id.namespace().zip(id.app_id()).map(|(namespace, app_id)| PeerIdentity {
+            trust_domain: id.trust_domain().to_owned(),
+            namespace: namespace.to_owned(),
+            app_id: app_id.to_owned(),
+        });
+        Ok((stream, Connected { from: None, identity }))
+    });
+    known.inspect_err(|e| tracing::warn!(target: LOG, "a connection to the peer port was refused: {e}")).ok()
 }

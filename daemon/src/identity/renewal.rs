@@ -6,12 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use mecha_components_api::CancellationToken;
 use mecha_core::metrics::Metric;
-use mecha_identity::Live;
+use mecha_identity::{Identity, Live};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::anchors::Anchors;
-use super::sentry::{Sentry, Signed};
+use super::kept::Kept;
+use super::sentry::{Failure, Sentry, Signed};
 use super::{LOG, Pace, Workload};
 
 /// Longest sleep between two looks at the clock: it may jump, and the time that a machine was
@@ -22,11 +23,25 @@ const SHORTEST: Duration = Duration::from_millis(20);
 /// Certificates that last less are not told of at the usual log level.
 const SHORT_LIVED: Duration = Duration::from_secs(60);
 
-/// The first certificate, with the tries that `pace` allows, and when it ends.
-pub(super) async fn begin(sentry: &Sentry, anchors: &Anchors, pace: Pace) -> Result<(Arc<Live>, SystemTime), String> {
+/// What a start comes to.
+pub(super) struct Begun {
+    pub(super) live: Arc<Live>,
+    /// What is left of the certificate.
+    pub(super) lifetime: Duration,
+    /// Why the certificate is one that was kept.
+    pub(super) failure: Option<String>,
+}
+
+/// The first certificate, with the tries that `pace` allows.
+pub(super) async fn begin(
+    sentry: &Sentry,
+    anchors: &Anchors,
+    kept: Option<&Kept>,
+    pace: Pace,
+) -> Result<Begun, String> {
     let mut attempt = 1;
     loop {
-        let failure = match first(sentry, anchors).await {
+        let failure = match first(sentry, anchors, kept).await {
             Ok(begun) => return Ok(begun),
             Err(e) => e,
         };
@@ -42,35 +57,66 @@ pub(super) async fn begin(sentry: &Sentry, anchors: &Anchors, pace: Pace) -> Res
     }
 }
 
-async fn first(sentry: &Sentry, anchors: &Anchors) -> Result<(Arc<Live>, SystemTime), String> {
+async fn first(sentry: &Sentry, anchors: &Anchors, kept: Option<&Kept>) -> Result<Begun, String> {
     let live = Live::new(anchors.read()?);
-    let Signed { identity, until } = sentry.sign(&live).await?;
+    let now = SystemTime::now();
+    let (identity, lifetime, failure) = match sentry.sign(&live).await {
+        Ok(signed) => {
+            keep_for_restart(kept, &signed);
+            let lifetime = signed.until.duration_since(now).unwrap_or_default();
+            (signed.identity, lifetime, None)
+        }
+        Err(Failure::Away(cause)) => {
+            let Some(identity) = from_shelf(kept, sentry, &live) else { return Err(cause) };
+            tracing::warn!(
+                target: LOG,
+                "the authority is away, this start goes on with the certificate of the one before: {cause}"
+            );
+            let lifetime = identity.remaining(now);
+            (identity, lifetime, Some(cause))
+        }
+        // One who is refused is not to go on with what was kept.
+        Err(e) => return Err(e.to_string()),
+    };
     tracing::info!(
         target: LOG,
-        "this workload is {}, its certificate lasts {}",
-        identity.id(),
-        shown(identity.remaining(SystemTime::now()))
+        "this workload is {}, its certificate lasts {}", identity.id(), shown(identity.remaining(now))
     );
     live.set_identity(identity);
-    Ok((live, until))
+    Ok(Begun { live, lifetime, failure })
 }
 
-/// Begins to look after the identity, whose first certificate ends at `until`.
-pub(super) fn keep(workload: &Arc<Workload>, until: SystemTime) {
+fn from_shelf(kept: Option<&Kept>, sentry: &Sentry, live: &Live) -> Option<Identity> {
+    let found = kept?.read(sentry.workload(), &live.bundle());
+    found.inspect_err(|e| tracing::warn!(target: LOG, "the identity that was kept is not used: {e}")).ok()?
+}
+
+fn keep_for_restart(kept: Option<&Kept>, signed: &Signed) {
+    if let Some(Err(e)) = kept.map(|kept| kept.write(&signed.identity, &signed.key)) {
+        tracing::warn!(target: LOG, "the identity cannot be kept for a restart: {e}");
+    }
+}
+
+/// Begins to look after the identity, of whose certificate `lifetime` is left.
+pub(super) fn keep(workload: &Arc<Workload>, lifetime: Duration) {
     let stop = workload.tasks.stopping().clone();
-    workload.tasks.spawn(
-        "certificate renewal",
-        renew(Arc::downgrade(workload), workload.distrusted.clone(), until, stop.clone()),
-    );
+    let tried = workload.failure.lock().is_some();
+    let pause = if tried { again(lifetime, workload.settings.pace.retry) } else { half(lifetime) };
+    let at = SystemTime::now() + pause;
+    let renewal = renew(Arc::downgrade(workload), workload.distrusted.clone(), lifetime, at, stop.clone());
+    workload.tasks.spawn("certificate renewal", renewal);
     if workload.anchors.are_followed() {
         workload.tasks.spawn("trust anchors", follow(Arc::downgrade(workload), workload.settings.pace.look, stop));
     }
 }
 
-async fn renew(workload: Weak<Workload>, distrusted: Arc<Notify>, until: SystemTime, stop: CancellationToken) {
-    let now = SystemTime::now();
-    let mut lifetime = until.duration_since(now).unwrap_or_default();
-    let mut at = now + half(lifetime);
+async fn renew(
+    workload: Weak<Workload>,
+    distrusted: Arc<Notify>,
+    mut lifetime: Duration,
+    mut at: SystemTime,
+    stop: CancellationToken,
+) {
     loop {
         let wait = at.duration_since(SystemTime::now()).unwrap_or_default();
         if !wait.is_zero() {
@@ -94,7 +140,7 @@ async fn renew(workload: Weak<Workload>, distrusted: Arc<Notify>, until: SystemT
             }
             Err(e) => {
                 at = now + again(lifetime, workload.settings.pace.retry);
-                workload.not_renewed(e, now);
+                workload.not_renewed(e.to_string(), now);
             }
         }
     }
@@ -108,6 +154,7 @@ impl Workload {
         } else {
             tracing::info!(target: LOG, "the certificate was renewed and lasts {}", shown(left));
         }
+        keep_for_restart(self.kept.as_ref(), &signed);
         self.live.set_identity(signed.identity);
         *self.failure.lock() = None;
         if let Some(metrics) = self.metrics.load_full() {

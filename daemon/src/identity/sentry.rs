@@ -1,15 +1,17 @@
 //! The authority of the control plane: asked for certificates.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use mecha_identity::{Expect, Identity, KeyKind, KeyPair, Live};
+use mecha_identity::{Expect, Identity, KeyError, KeyKind, KeyPair, Live};
 use mecha_proto::sentry::SignCertificateRequest;
 use mecha_proto::sentry::ca_client::CaClient;
 use mecha_proto::sentry::sign_certificate_request::TokenValidator;
 use tokio::time::timeout;
+use tonic::Code;
 
 use super::Settings;
 use super::control::{Route, Tls};
@@ -67,8 +69,25 @@ fn read_token(path: &Path) -> std::io::Result<String> {
 #[derive(Debug)]
 pub(super) struct Signed {
     pub(super) identity: Identity,
+    pub(super) key: KeyPair,
     /// When it ends, as the authority says; certificates know only whole seconds.
     pub(super) until: SystemTime,
+}
+
+/// Why there is no certificate. The text never holds the token or the key.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The authority is not there, or cannot answer now.
+    Away(String),
+    /// It does not want to, or something on this side is wrong.
+    Refused(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Away(text) | Self::Refused(text)) = self;
+        f.write_str(text)
+    }
 }
 
 /// The authority at one address.
@@ -108,39 +127,48 @@ impl Sentry {
     /// Asks for a certificate for a new key, over TLS that trusts what `live` does.
     ///
     /// # Errors
-    /// What went wrong, and where; never the token or the key.
-    pub(super) async fn sign(&self, live: &Arc<Live>) -> Result<Signed, String> {
-        match timeout(self.limit, self.ask(live)).await {
-            Ok(result) => result,
-            Err(_) => Err(format!("the authority at {} gave no answer within {:?}", self.route.address(), self.limit)),
-        }
+    /// What went wrong, and where.
+    pub(super) async fn sign(&self, live: &Arc<Live>) -> Result<Signed, Failure> {
+        timeout(self.limit, self.ask(live)).await.unwrap_or_else(|_| {
+            let at = self.route.address();
+            Err(Failure::Away(format!("the authority at {at} gave no answer within {:?}", self.limit)))
+        })
     }
 
-    async fn ask(&self, live: &Arc<Live>) -> Result<Signed, String> {
-        let key = KeyPair::generate(KeyKind::P256).map_err(|e| e.to_string())?;
-        let (token, validator) = self.tokens.read()?;
+    /// Who this workload is to be.
+    pub(super) fn workload(&self) -> &Expect {
+        &self.workload
+    }
+
+    async fn ask(&self, live: &Arc<Live>) -> Result<Signed, Failure> {
+        let here = |e: KeyError| Failure::Refused(e.to_string());
+        let key = KeyPair::generate(KeyKind::P256).map_err(here)?;
+        let (token, validator) = self.tokens.read().map_err(Failure::Refused)?;
         let request = SignCertificateRequest {
             token,
             token_validator: validator.into(),
-            certificate_signing_request: key.request_pem().map_err(|e| e.to_string())?.into(),
+            certificate_signing_request: key.request_pem().map_err(here)?.into(),
             ..self.request.clone()
         };
         let at = self.route.address();
         let tls = Tls { live: live.clone(), expect: self.authority.clone() };
-        let channel =
-            self.route.connect(Some(tls)).await.map_err(|e| format!("no connection to the authority at {at}: {e}"))?;
+        let channel = self.route.connect(Some(tls)).await;
+        let channel = channel.map_err(|e| Failure::Away(format!("no connection to the authority at {at}: {e}")))?;
         let mut client = CaClient::new(channel).max_decoding_message_size(MAX_ANSWER);
-        let answer = client
-            .sign_certificate(request)
-            .await
-            .map_err(|status| {
-                format!("the authority at {at} refused to sign: {:?}: {}", status.code(), status.message())
-            })?
-            .into_inner();
-        let chain = std::str::from_utf8(&answer.workload_certificate)
-            .map_err(|_| format!("the certificate from the authority at {at} is no text"))?;
-        let identity = Identity::from_pem(chain, &key)
-            .map_err(|e| format!("the certificate from the authority at {at} cannot be used: {e}"))?;
+        let answer = client.sign_certificate(request).await.map_err(|status| {
+            let text = format!("{:?}: {}", status.code(), status.message());
+            match status.code() {
+                Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted | Code::Unknown => {
+                    Failure::Away(format!("the authority at {at} did not sign: {text}"))
+                }
+                _ => Failure::Refused(format!("the authority at {at} refused to sign: {text}")),
+            }
+        })?;
+        let answer = answer.into_inner();
+        let unusable =
+            |e: String| Failure::Refused(format!("the certificate from the authority at {at} cannot be used: {e}"));
+        let chain = std::str::from_utf8(&answer.workload_certificate).map_err(|e| unusable(e.to_string()))?;
+        let identity = Identity::from_pem(chain, &key).map_err(|e| unusable(e.to_string()))?;
         if !self.workload.accepts(identity.id()) {
             tracing::warn!(
                 target: super::LOG,
@@ -149,7 +177,7 @@ impl Sentry {
         }
         let told = answer.valid_until.and_then(|t| SystemTime::try_from(t).ok());
         let until = told.map_or(identity.not_after(), |told| told.min(identity.not_after()));
-        Ok(Signed { identity, until })
+        Ok(Signed { identity, key, until })
     }
 }
 

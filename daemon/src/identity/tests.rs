@@ -39,6 +39,7 @@ fn workload(roots: &Ca, identity: Identity) -> Arc<Workload> {
         anchors: Anchors::new(Some(&roots.root_pem()), None).unwrap(),
         sentry: Sentry::new(&settings).unwrap(),
         settings,
+        kept: None,
         distrusted: Arc::default(),
         failure: Mutex::default(),
         counted: AtomicBool::new(false),
@@ -53,7 +54,7 @@ async fn server(workload: Arc<Workload>) -> (String, tokio::task::JoinHandle<Opt
     let address = listener.local_addr().unwrap().to_string();
     let task = tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
-        let (mut stream, connected) = accept(&workload)(stream).await?;
+        let (mut stream, connected) = accept(acceptor(&workload), stream).await?;
         stream.write_all(b"hello").await.unwrap();
         stream.shutdown().await.unwrap();
         Some(connected)

@@ -493,9 +493,9 @@ fn serve_peers(
     let Some(workload) = workload.filter(|w| w.secures_peers()) else {
         return peers.serve("peer server", listener, service(Connected::default()), limits);
     };
-    let accept = identity::accept(workload);
+    let acceptor = identity::acceptor(workload);
     let open = move |stream| {
-        let (accepted, service) = (accept(stream), service.clone());
+        let (accepted, service) = (identity::accept(acceptor.clone(), stream), service.clone());
         async move { accepted.await.map(|(stream, connected)| (stream, service(connected))) }
     };
     let (tasks, closing) = (peers.tasks.clone(), peers.closing.clone());
