@@ -70,6 +70,8 @@ struct Leader<'r> {
     written: BTreeMap<String, (Option<String>, Instant)>,
     /// Refusals that were logged already.
     complained: BTreeSet<String>,
+    /// The last decision.
+    digest: String,
 }
 
 /// How a turn went.
@@ -89,6 +91,7 @@ impl<'r> Leader<'r> {
             foreign: BTreeMap::new(),
             written: BTreeMap::new(),
             complained: BTreeSet::new(),
+            digest: String::new(),
         }
     }
 
@@ -129,7 +132,11 @@ impl<'r> Leader<'r> {
             epoch: term.epoch(),
             now: Timestamp::now(),
         });
-        let Turn { rows, wake, phases, decisions, challengers } = planned;
+        let Turn { rows, wake, phases, decisions, digest, challengers } = planned;
+        if self.digest != digest {
+            tracing::info!(decision = digest, claims = decisions, "what was decided has changed");
+            self.digest = digest;
+        }
         let looked = began.elapsed();
         self.foreign.clear();
         let results: Vec<_> =

@@ -50,6 +50,8 @@ pub(crate) struct Turn {
     pub(crate) wake: Duration,
     pub(crate) phases: BTreeMap<ClaimPhase, u32>,
     pub(crate) decisions: usize,
+    /// Names what was decided; `mecha dev` prints the same one for the same documents.
+    pub(crate) digest: String,
     pub(crate) challengers: BTreeMap<String, Challenger>,
 }
 
