@@ -15,6 +15,7 @@ pub mod identity;
 pub mod logging;
 pub mod peer;
 pub mod ports;
+pub mod probe;
 pub mod proxy;
 pub mod run;
 pub mod serve;

@@ -4,5 +4,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    mechad::run::main(&args)
+    match args.split_first() {
+        Some((command, rest)) if command == "probe" => mechad::probe::main(rest),
+        _ => mechad::run::main(&args),
+    }
 }
