@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::cli::{self, Action, Env};
-use crate::peer::{Connected, Dial, Dialled};
+use crate::peer::{Connected, Dial, Dialled, Pool, PoolSettings};
 
 const ORDERS: &str = "spiffe://public/ns/default/orders";
 const STOCK: &str = "spiffe://public/ns/default/stock";
@@ -88,6 +88,33 @@ async fn another_app_at_the_address_gets_no_call() {
     let error = dial.dial(to(&address, "payments")).await.err().unwrap().to_string();
     assert_eq!(error, format!("the peer is {ORDERS}, expected was app payments in namespace default"));
     assert!(served.await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_open_connection_proves_nothing_of_another_app_at_its_address() {
+    let ca = Ca::new("root");
+    let server = workload(&ca, ca.identity(ORDERS));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let serving = tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            open.push(accept(acceptor(&server), stream).await);
+        }
+    });
+    let tasks = Tasks::new();
+    let dial = Arc::new(PeerDial(workload(&ca, ca.identity(STOCK))));
+    let pool = Pool::new(dial, PoolSettings::default(), tasks.clone());
+    for _ in 0..2 {
+        drop(pool.lease(to(&address, "orders")).await.unwrap());
+    }
+    assert_eq!(pool.connections(), 1);
+    let error = pool.lease(to(&address, "payments")).await.unwrap_err();
+    assert!(error.message.contains(&format!("the peer is {ORDERS}")), "{error}");
+    drop(pool.lease(to(&address, "orders")).await.unwrap());
+    assert_eq!(pool.connections(), 1);
+    tasks.shut_down().await;
+    serving.abort();
 }
 
 #[tokio::test]
