@@ -82,7 +82,7 @@ async fn certificates_rotate_under_load_and_replicas_come_and_go_without_a_refus
     let cluster = Arc::new(cluster);
     let certificate = CertificateOptions {
         renew_after: Duration::from_secs(1),
-        settle: Duration::from_millis(500),
+        settle: Duration::from_secs(1),
         ..CertificateOptions::default()
     };
     let options = Options { certificate, ..cluster.options() };
