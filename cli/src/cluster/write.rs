@@ -91,14 +91,12 @@ impl Writer {
         let what = format!("{}: looking for the kind {} of {}", wanted.origin, wanted.kind, wanted.api_version);
         let (resource, capabilities) = match found {
             Ok(Ok(found)) => found,
+            Ok(Err(kube::Error::Discovery(_))) => return Err(unknown(&what)),
             Ok(Err(error)) => {
                 let failure = Failure::from(error);
-                let error = failed(&what, &failure);
                 return Err(match failure.kind {
-                    FailureKind::NotFound => {
-                        error.hint("install the control part, or at least: kubectl apply --server-side -f deploy/crds")
-                    }
-                    _ => error,
+                    FailureKind::NotFound => unknown(&what),
+                    _ => failed(&what, &failure),
                 });
             }
             Err(_) => {
@@ -156,6 +154,11 @@ impl Writer {
             Some(_) => Change::Configured,
         })
     }
+}
+
+fn unknown(what: &str) -> CliError {
+    CliError::new("cluster-kinds", format!("{what}: the cluster does not know it"))
+        .hint("install what defines it; the kinds of mecha.dev: kubectl apply --server-side -f deploy/crds")
 }
 
 fn lacks_namespace(failure: &Failure) -> bool {

@@ -128,6 +128,15 @@ fn a_cluster_without_the_kinds_or_a_login_says_what_to_do() {
     let (status, err) = run(&["status"], &server.kubeconfig());
     assert_eq!(status, Some(1));
     assert!(err.contains("does not know the kind MemberCluster") && err.contains("deploy/crds"), "{err}");
+    let unknown = folder.path().join("unknown.yaml");
+    std::fs::write(
+        &unknown,
+        "apiVersion: mecha.dev/v1alpha1\nkind: EnvironmentClass\nmetadata: {name: a}\nspec: {type: a}\n",
+    )
+    .unwrap();
+    let (status, err) = run(&["apply", &unknown.to_string_lossy()], &server.kubeconfig());
+    assert_eq!(status, Some(1));
+    assert!(err.contains("the kind EnvironmentClass") && err.contains("deploy/crds"), "{err}");
     let stranger = folder.path().join("config");
     let text = std::fs::read_to_string(server.kubeconfig()).unwrap();
     std::fs::write(&stranger, text.replace(server.admin_token(), "nobody")).unwrap();
