@@ -103,7 +103,7 @@ async fn a_pod_reads_what_its_service_account_may_and_documents_refer_to_it() {
                 && text.contains("system:serviceaccount:shop:orders"),
             "{text}"
         );
-        api.save("store", &[Item::new("k", "v")]).await.unwrap();
+        api.save("store", &[Item::new("k", "1")]).await.unwrap();
     }
     assert!(!run.log().contains("canary"), "{}", run.log());
 }
