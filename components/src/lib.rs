@@ -29,6 +29,7 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("secretstores.kubernetes", "kubernetes"),
     ("secretstores.local.env", ""),
     ("secretstores.local.file", ""),
+    ("nameresolution.kubernetes", ""),
     ("nameresolution.mdns", "mdns"),
     ("nameresolution.sqlite", "sqlite"),
 ];

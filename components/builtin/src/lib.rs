@@ -1,7 +1,7 @@
 //! Components that need no backend of their own: `state.in-memory`,
 //! `pubsub.in-memory`, `bindings.cron`, `bindings.http`,
-//! `bindings.localstorage`, `secretstores.local.env` and
-//! `secretstores.local.file`.
+//! `bindings.localstorage`, `secretstores.local.env`,
+//! `secretstores.local.file` and `nameresolution.kubernetes`.
 
 mod confined;
 mod cron;
@@ -11,6 +11,7 @@ mod http;
 mod http_target;
 mod http_tls;
 mod localstorage;
+mod names_kubernetes;
 mod pubsub;
 mod quiet;
 mod schedule;
@@ -29,4 +30,5 @@ pub fn register(registry: &mut Registry) {
     registry.output.push(localstorage::registration());
     registry.secrets.push(secrets_env::registration());
     registry.secrets.push(secrets_file::registration());
+    registry.resolvers.push(names_kubernetes::registration());
 }

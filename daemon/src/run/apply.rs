@@ -98,7 +98,7 @@ impl Runtime {
                 clock: Arc::new(SystemClock),
             };
             let local = vars(names::REGISTRY_VARIABLE).filter(|p| !p.is_empty());
-            Some(names::build(self.loader.registry(), next, local, &cx).await?)
+            Some(names::build(self.loader.registry(), next, local, options.mode, &cx).await?)
         };
         let telemetry = if before.tracing == next.tracing {
             None

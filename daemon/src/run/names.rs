@@ -9,6 +9,7 @@ use mecha_core::Tasks;
 use mecha_resources::Configuration;
 
 use super::settings;
+use crate::cli::Mode;
 
 /// Names a SQLite file that sidecars of one machine find each other by, where the Configuration
 /// names no resolver. Multicast does not work everywhere; a file does.
@@ -25,6 +26,7 @@ pub(super) async fn build(
     registry: &Registry,
     config: &Configuration,
     local_registry: Option<String>,
+    mode: Mode,
     cx: &BuildCx,
 ) -> Result<Arc<dyn NameResolver>, String> {
     let named = config.name_resolution.as_ref().filter(|n| !n.component.is_empty());
@@ -34,7 +36,10 @@ pub(super) async fn build(
             let md: Metadata = [("connectionString", path)].into_iter().collect();
             ("sqlite".to_owned(), String::new(), md)
         }
-        (None, None) => ("mdns".to_owned(), String::new(), Metadata::new()),
+        (None, None) => {
+            let own = if mode == Mode::Kubernetes { "kubernetes" } else { "mdns" };
+            (own.to_owned(), String::new(), Metadata::new())
+        }
     };
     let full = format!("nameresolution.{kind}");
     let Lookup::Found(reg) = Registry::find(&registry.resolvers, &full, &version) else {

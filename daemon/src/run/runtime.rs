@@ -208,7 +208,7 @@ impl Runtime {
             clock: Arc::new(SystemClock),
         };
         let local = vars(names::REGISTRY_VARIABLE).filter(|p| !p.is_empty());
-        let name = match names::build(&registry, config, local, &build_cx).await {
+        let name = match names::build(&registry, config, local, options.mode, &build_cx).await {
             Ok(resolver) => {
                 invoke.set_resolver(Some(resolver.clone()));
                 names::Announcement::prepare(resolver, instance(fix, &identity), &outgoing)
