@@ -112,7 +112,8 @@ async fn a_new_side_that_does_not_open_is_reported_and_the_old_one_goes_on() {
         assert_eq!(rig.value("s").await.unwrap(), "old");
         // The way back needs nothing of it.
         let standing = rig.to(SwapPhase::RollBack, &old, &new).await;
-        assert_eq!((standing.reached, standing.pending), (true, 0), "{standing:?}");
+        assert_eq!((standing.reached, standing.failed, standing.pending), (true, false, 0), "{standing:?}");
+        assert!(!standing.message.is_empty());
         rig.loader.reconcile(vec![old.clone()]).await;
         assert_eq!(rig.value("s").await.unwrap(), "old");
         assert!(rig.core.swaps.refused().is_empty());

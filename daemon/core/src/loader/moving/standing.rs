@@ -134,6 +134,8 @@ impl Loader {
                 Some((true, format!("its subscriptions are not in place: {why}")))
             }
             SwapPhase::Prepare => new.map(|t| (true, t.cause.clone())),
+            // Going back is possible without it.
+            SwapPhase::RollBack => new.map(|t| (false, t.cause.clone())),
             _ => new.map(|t| (stubborn(t), t.cause.clone())),
         };
         let cause = cause.or_else(|| old.map(|t| (false, format!("the old side does not open: {}", t.cause))));
