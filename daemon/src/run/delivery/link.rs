@@ -169,7 +169,7 @@ impl Link {
     /// The report with the number of this stream; `None` while it is about a set of another.
     fn number(&self, report: wire::Report) -> Option<wire::Report> {
         let (sequence, digest) = &*self.shared.sequence.lock();
-        (*digest == report.digest).then(|| wire::Report { sequence: *sequence, ..report })
+        (*digest == report.digest).then_some(wire::Report { sequence: *sequence, ..report })
     }
 
     async fn take(&self, set: wire::DocumentSet) {
