@@ -13,7 +13,7 @@ mod snapshot;
 mod tests;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, SystemTime};
@@ -248,7 +248,7 @@ impl Delivery {
     }
 }
 
-fn keep(options: &Options, folder: &PathBuf, workload: Arc<Workload>) -> Result<Keep, SourceError> {
+fn keep(options: &Options, folder: &Path, workload: Arc<Workload>) -> Result<Keep, SourceError> {
     let plane = &options.control_plane;
     let signer = |part: &str| {
         SpiffeId::control(&plane.trust_domain, &plane.namespace, part)
