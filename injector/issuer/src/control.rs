@@ -15,6 +15,8 @@ use crate::roots::Roots;
 const RETRY: Duration = Duration::from_secs(10);
 /// Shortest time between two renewals.
 const SHORTEST: Duration = Duration::from_millis(100);
+/// How often it is said how long the certificate still holds.
+const TELL: Duration = Duration::from_secs(60);
 const DAY: f64 = 24.0 * 3600.0;
 
 /// A certificate for `id` with a key of its own.
@@ -40,13 +42,11 @@ pub(crate) fn keep(
         bundle.borrow_and_update();
         let mut end = roots.end();
         loop {
-            let wait = match live.identity() {
-                Some(identity) => {
-                    metrics.control_days.set(identity.remaining(SystemTime::now()).as_secs_f64() / DAY);
-                    until_renewal(&identity)
-                }
-                None => RETRY,
-            };
+            let wait = live.identity().map_or(RETRY, |identity| {
+                let days = identity.remaining(SystemTime::now()).as_secs_f64() / DAY;
+                metrics.control_certificate(id.app_id().unwrap_or_default(), days);
+                until_renewal(&identity)
+            });
             tokio::select! {
                 changed = bundle.changed() => {
                     if changed.is_err() {
@@ -60,7 +60,11 @@ pub(crate) fn keep(
                     }
                     end = roots.end();
                 }
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(wait.min(TELL)) => {
+                    if wait > TELL {
+                        continue;
+                    }
+                }
             }
             match certificate(&roots, &id, &dns) {
                 Ok(identity) => live.set_identity(identity),

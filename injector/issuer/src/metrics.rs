@@ -15,6 +15,11 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PartLabel {
+    part: String,
+}
+
 /// The metrics. Registered once.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
@@ -22,8 +27,7 @@ pub(crate) struct Metrics {
     refused: Family<ReasonLabel, Counter>,
     /// Days until the root that signs ends.
     pub(crate) root_days: Gauge<f64, AtomicU64>,
-    /// Days until the certificate of the control part that ends first does.
-    pub(crate) control_days: Gauge<f64, AtomicU64>,
+    control_days: Family<PartLabel, Gauge<f64, AtomicU64>>,
     /// Roots in the bundle.
     pub(crate) roots: Gauge,
     /// Namespaces that should have the present bundle and have not.
@@ -42,7 +46,7 @@ impl Metrics {
         registry.register("mecha_issuer_root_days_left", "Days until the signing root ends", metrics.root_days.clone());
         registry.register(
             "mecha_issuer_control_certificate_days_left",
-            "Days until the first certificate of the control part ends",
+            "Days until a certificate of the control part itself ends",
             metrics.control_days.clone(),
         );
         registry.register("mecha_issuer_roots", "Roots in the trust bundle", metrics.roots.clone());
@@ -60,6 +64,11 @@ impl Metrics {
 
     pub(crate) fn issued(&self) {
         self.issued.inc();
+    }
+
+    /// Days until the certificate of `part` of the control part ends; there are as many parts as the program has.
+    pub(crate) fn control_certificate(&self, part: &str, days: f64) {
+        self.control_days.get_or_create(&PartLabel { part: part.to_owned() }).set(days);
     }
 
     pub(crate) fn refused(&self, reason: Reason) {

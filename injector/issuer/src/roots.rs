@@ -61,9 +61,9 @@ impl Roots {
         self.bundle.subscribe()
     }
 
-    /// Each root as text.
-    pub(crate) fn bundle_pems<T: From<Vec<u8>>>(&self) -> Vec<T> {
-        vec![T::from(self.bundle.borrow().bundle.to_pem().into_bytes())]
+    /// All roots in force as one text.
+    pub(crate) fn bundle_pem(&self) -> String {
+        self.bundle.borrow().bundle.to_pem()
     }
 
     /// The end of the root that signs.

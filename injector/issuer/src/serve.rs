@@ -100,7 +100,7 @@ impl Service {
         tracing::debug!(id = id.as_str(), "a certificate was issued");
         Ok(SignCertificateResponse {
             workload_certificate: leaf.pem.into_bytes().into(),
-            trust_chain_certificates: self.roots.bundle_pems(),
+            trust_chain_certificates: vec![self.roots.bundle_pem().into_bytes().into()],
             valid_until: Some(prost_types::Timestamp { seconds: seconds(leaf.not_after), nanos: 0 }),
             ..SignCertificateResponse::default()
         })
