@@ -81,7 +81,14 @@ pub(crate) fn turn(context: Context<'_>) -> Turn {
     rows.retain(|row| !row.writes.is_empty());
     let claims = &decided.evaluation.memory.claims;
     let challengers = claims.iter().filter_map(|(key, bound)| Some((key.clone(), bound.challenger.clone()?)));
-    Turn { rows, wake, phases, decisions: decided.evaluation.claims.len(), challengers: challengers.collect() }
+    Turn {
+        rows,
+        wake,
+        phases,
+        decisions: decided.evaluation.claims.len(),
+        digest: decided.evaluation.digest.to_string(),
+        challengers: challengers.collect(),
+    }
 }
 
 /// Claims whose namespace belongs to no environment.
