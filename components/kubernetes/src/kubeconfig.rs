@@ -54,8 +54,8 @@ struct NamedCluster {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Cluster {
-    server: String,
+pub(crate) struct Cluster {
+    pub(crate) server: String,
     certificate_authority: Option<PathBuf>,
     certificate_authority_data: Option<String>,
     #[serde(default)]
@@ -70,7 +70,7 @@ struct NamedUser {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct User {
+pub(crate) struct User {
     #[serde(default, deserialize_with = "wiped")]
     token: Option<Zeroizing<String>>,
     #[serde(rename = "tokenFile")]
@@ -96,34 +96,7 @@ pub(crate) fn read(path: &Path, files: &mut Files) -> Result<Kubeconfig> {
     let wrong =
         |what: String| Error::new(ErrorKind::FailedPrecondition, format!("the kubeconfig {}: {what}", path.display()));
     let text = std::str::from_utf8(&text).map_err(|_| wrong("is no UTF-8 text".to_owned()))?;
-    // The parser's message may quote what stands there.
-    let file: File =
-        serde_saphyr::from_str(text).map_err(|_| wrong("is no configuration of a Kubernetes client".to_owned()))?;
-    let name = &file.current_context;
-    let context = file.contexts.into_iter().find(|c| c.name == *name);
-    let context = context.ok_or_else(|| wrong(format!("has no context '{name}'; set current-context")))?.context;
-    let cluster = file.clusters.into_iter().find(|c| c.name == context.cluster);
-    let cluster = cluster.ok_or_else(|| wrong(format!("has no cluster '{}'", context.cluster)))?.cluster;
-    let user = file.users.into_iter().find(|u| u.name == context.user);
-    let user = match user {
-        Some(user) => user.user,
-        None if context.user.is_empty() => User::default(),
-        None => return Err(wrong(format!("has no user '{}'", context.user))),
-    };
-    if cluster.insecure_skip_tls_verify {
-        return Err(wrong(
-            "asks to trust any certificate, which a store of secrets does not do; \
-                          name the server's certificate-authority instead"
-                .to_owned(),
-        ));
-    }
-    if user.exec.is_some() || user.auth_provider.is_some() || user.username.is_some() {
-        return Err(wrong(format!(
-            "logs user '{}' in by a program, a provider or a password; a store takes a token, a tokenFile or a client \
-             certificate",
-            context.user
-        )));
-    }
+    let (cluster, user) = current(text).map_err(wrong)?;
     let folder = path.parent().unwrap_or(Path::new("/"));
     let mut either = |what: &str, data: Option<&str>, file: Option<&PathBuf>| match (data, file) {
         (Some(data), _) => match STANDARD.decode(data.trim()) {
@@ -148,6 +121,39 @@ pub(crate) fn read(path: &Path, files: &mut Files) -> Result<Kubeconfig> {
         (None, None) => None,
     };
     Ok(Kubeconfig { server: cluster.server, authority, token, certificate: chain.zip(key) })
+}
+
+/// The cluster and the user of the current context.
+///
+/// # Errors
+/// What is wrong with the file, without what may be a credential.
+pub(crate) fn current(text: &str) -> Result<(Cluster, User), String> {
+    // The parser's message may quote what stands there.
+    let file: File = serde_saphyr::from_str(text).map_err(|_| "is no configuration of a Kubernetes client")?;
+    let name = &file.current_context;
+    let context = file.contexts.into_iter().find(|c| c.name == *name);
+    let context = context.ok_or_else(|| format!("has no context '{name}'; set current-context"))?.context;
+    let cluster = file.clusters.into_iter().find(|c| c.name == context.cluster);
+    let cluster = cluster.ok_or_else(|| format!("has no cluster '{}'", context.cluster))?.cluster;
+    let user = file.users.into_iter().find(|u| u.name == context.user);
+    let user = match user {
+        Some(user) => user.user,
+        None if context.user.is_empty() => User::default(),
+        None => return Err(format!("has no user '{}'", context.user)),
+    };
+    if cluster.insecure_skip_tls_verify {
+        return Err("asks to trust any certificate, which a store of secrets does not do; \
+                    name the server's certificate-authority instead"
+            .to_owned());
+    }
+    if user.exec.is_some() || user.auth_provider.is_some() || user.username.is_some() {
+        return Err(format!(
+            "logs user '{}' in by a program, a provider or a password; a store takes a token, a tokenFile or a client \
+             certificate",
+            context.user
+        ));
+    }
+    Ok((cluster, user))
 }
 
 #[cfg(test)]

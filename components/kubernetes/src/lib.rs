@@ -1,6 +1,8 @@
 //! Kubernetes as a secret store, without a general client: the two calls that are needed, over HTTP/1.1 and rustls.
 
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 mod kubeconfig;
 mod secrets;
 mod server;
