@@ -1,6 +1,6 @@
 //! What people install: the plain manifests and the chart, on a real API server.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use mecha_testkit::servers::{Kubernetes, absent};
@@ -99,19 +99,20 @@ fn sidecars_get_the_image_that_the_injector_has_by_itself() {
     assert!(text.contains(&format!("    image: {image}\n")), "the chart's default is another one than {image}");
 }
 
-struct Helm<'a> {
-    server: &'a Kubernetes,
+/// The real helm, for a server or for none.
+struct Helm {
+    kubeconfig: PathBuf,
     home: tempfile::TempDir,
 }
 
-impl<'a> Helm<'a> {
-    fn new(server: &'a Kubernetes) -> Option<Self> {
+impl Helm {
+    fn new(kubeconfig: PathBuf) -> Option<Self> {
         let Some(folder) = std::env::var_os(HELM) else {
             absent("helm", "bash tests/control/helm/build.sh");
             return None;
         };
         assert!(Path::new(&folder).join("helm").is_file(), "{HELM} holds no helm");
-        Some(Self { server, home: tempfile::tempdir().unwrap() })
+        Some(Self { kubeconfig, home: tempfile::tempdir().unwrap() })
     }
 
     fn run(&self, args: &[&str]) -> Result<String, String> {
@@ -119,7 +120,7 @@ impl<'a> Helm<'a> {
         let output = Command::new(helm)
             .args(args)
             .args(["--namespace", NAMESPACE])
-            .env("KUBECONFIG", self.server.kubeconfig())
+            .env("KUBECONFIG", &self.kubeconfig)
             .env("HOME", self.home.path())
             .output()
             .unwrap();
@@ -129,9 +130,25 @@ impl<'a> Helm<'a> {
 }
 
 #[test]
+fn older_clusters_get_what_they_know() {
+    let Some(helm) = Helm::new(PathBuf::new()) else { return };
+    let chart = format!("{ROOT}/deploy/chart/mecha");
+    let of = |version: &str| helm.run(&["template", "mecha", &chart, "--kube-version", version]).unwrap();
+    let (old, new) = (of("1.29.0"), of("1.30.0"));
+    assert!(
+        old.contains("mecha.dev/enabled: \"true\"") && !old.contains("matchConditions"),
+        "pods are picked by label"
+    );
+    assert!(!old.contains("kind: ValidatingAdmissionPolicy") && new.contains("kind: ValidatingAdmissionPolicy"));
+    assert!(new.contains("asks-for-a-sidecar"));
+    let refused = helm.run(&["template", "mecha", &chart, "--kube-version", "1.27.0"]).unwrap_err();
+    assert!(refused.contains("1.28"), "{refused}");
+}
+
+#[test]
 fn the_chart_installs_upgrades_and_leaves_kinds_and_objects_behind() {
     let Some(server) = Kubernetes::start() else { return };
-    let Some(helm) = Helm::new(&server) else { return };
+    let Some(helm) = Helm::new(server.kubeconfig()) else { return };
     let chart = format!("{ROOT}/deploy/chart/mecha");
     let wrong = helm.run(&["install", "mecha", &chart, "--create-namespace", "--set", "hub.replica=3"]).unwrap_err();
     assert!(wrong.contains("replica"), "a misspelt value is named: {wrong}");

@@ -7,12 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use mecha_testkit::servers::Kubernetes;
-use mecha_tests::{Http, Signal, free_port, wait_until};
+use mecha_tests::{Http, free_port, wait_until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::install::NAMESPACE;
-use crate::kubelet;
 
 /// Longest wait for a role to be ready; a busy machine is slow.
 const READY: Duration = Duration::from_secs(120);
@@ -136,16 +135,6 @@ impl ControlPart {
             })
             .await;
         }
-    }
-
-    /// Metrics of a role.
-    pub(crate) async fn metrics(&self, role: &str) -> String {
-        Http::tcp(self.roles[role].ops).get("/metrics").send().await.expect(200).text()
-    }
-
-    /// Sends a signal to a role's process.
-    pub(crate) fn signal(&self, role: &str, signal: Signal) {
-        kubelet::signal(self.roles[role].child.id(), signal);
     }
 
     /// Ends a role without notice.

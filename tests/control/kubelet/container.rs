@@ -276,8 +276,7 @@ impl Probe {
     }
 }
 
-/// Sends a signal to a process of ours.
-pub(crate) fn signal(pid: u32, signal: Signal) {
+pub(super) fn signal(pid: u32, signal: Signal) {
     let raw = match signal {
         Signal::Term => Raw::TERM,
         Signal::Int => Raw::INT,
