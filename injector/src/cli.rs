@@ -109,6 +109,9 @@ pub(crate) struct AgentArgs {
     /// Trust domain of the control part
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
     pub(crate) trust_domain: String,
+    /// Program that proves what backends can do, such as mechad [default: what they claim counts, and is marked so]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) probe_program: Option<PathBuf>,
     /// Life of a sidecar's certificate, in seconds
     #[arg(long, default_value_t = 24 * 3600, value_name = "SECONDS")]
     pub(crate) certificate_seconds: u64,

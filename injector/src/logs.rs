@@ -6,11 +6,12 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::Common;
 
-/// Starts writing log lines. What libraries say below a warning is left out.
+/// Starts writing log lines. What libraries say below a warning is left out, and what the API's client says at
+/// all: whoever calls it says what failed, once.
 pub(crate) fn start(common: &Common) {
     let level = common.log_level.as_str();
     let filter = EnvFilter::new(format!(
-        "{level},hyper=warn,hyper_util=warn,h2=warn,rustls=warn,tower=warn,kube=warn,kube_client=warn,kube_runtime=warn,tonic=warn"
+        "{level},hyper=warn,hyper_util=warn,h2=warn,rustls=warn,tower=warn,kube=warn,kube_client=off,kube_runtime=warn,tonic=warn"
     ));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second start in one process (in tests) keeps the first.

@@ -1,8 +1,10 @@
 //! From the command line to running roles.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::time::Duration;
 
-use mecha_apiserver::Role;
+use mecha_apiserver::{Gate, Role};
 use tokio::task::JoinSet;
 
 use crate::cli::{AgentArgs, HubArgs, InjectorArgs, Registrar, RoleArgs};
@@ -31,8 +33,23 @@ pub(crate) fn start(args: RoleArgs, role: &Role, running: &mut JoinSet<Result<()
 
 fn hub(args: &HubArgs, role: &Role, running: &mut JoinSet<Result<(), Failed>>) {
     let options = mecha_hub::Options { cluster_name: args.cluster.clone(), ..mecha_hub::Options::default() };
+    let gate = role.ready.wait_for("the start of the hub");
     let role = role.clone();
-    running.spawn(async move { mecha_hub::run(options, role).await.map_err(|e| Failed::new("hub", e)) });
+    running.spawn(begun(gate, async move { mecha_hub::run(options, role).await.map_err(|e| Failed::new("hub", e)) }));
+}
+
+/// Runs `role` and opens the gate once it has begun: by then it has announced what it waits for itself.
+async fn begun<T>(gate: Gate, role: impl Future<Output = T>) -> T {
+    let mut role = pin!(role);
+    let mut gate = Some(gate);
+    poll_fn(move |cx| {
+        let polled = role.as_mut().poll(cx);
+        if let Some(gate) = gate.take() {
+            gate.open();
+        }
+        polled
+    })
+    .await
 }
 
 /// What looks after sources; and the issuer with what delivers documents, which gets its certificate from there.
@@ -49,10 +66,17 @@ fn agent(args: &AgentArgs, role: &Role, running: &mut JoinSet<Result<(), Failed>
         cluster: args.agent_cluster.clone(),
         ..mecha_agent::Options::default()
     };
-    let sources =
-        mecha_sources::Options { cluster_name: args.agent_cluster.clone(), ..mecha_sources::Options::default() };
+    let sources = mecha_sources::Options {
+        cluster_name: args.agent_cluster.clone(),
+        probe_program: args.probe_program.clone(),
+        ..mecha_sources::Options::default()
+    };
     let beside = role.clone();
-    running.spawn(async move { mecha_sources::run(sources, beside).await.map_err(|e| Failed::new("sources", e)) });
+    let gate = role.ready.wait_for("the start of the sources");
+    running.spawn(begun(gate, async move {
+        mecha_sources::run(sources, beside).await.map_err(|e| Failed::new("sources", e))
+    }));
+    let gate = role.ready.wait_for("the start of the agent");
     let role = role.clone();
     running.spawn(async move {
         let stop = role.tasks.stopping().clone();
@@ -64,7 +88,11 @@ fn agent(args: &AgentArgs, role: &Role, running: &mut JoinSet<Result<(), Failed>
         let namespace = &role.namespace;
         let names = ["svc", "svc.cluster.local"].map(|end| format!("mecha-agent.{namespace}.{end}"));
         let live = issuer.control(OPERATOR, &names).map_err(|e| Failed::new("issuer", e))?;
-        mecha_agent::run(delivering, role, live).await.map_err(|e| Failed::new("agent", e))
+        let agent = mecha_agent::Agent::start(delivering, &role, live).await.map_err(|e| Failed::new("agent", e))?;
+        tracing::info!(address = %agent.address(), "sidecars are served");
+        gate.open();
+        stop.cancelled().await;
+        Ok(())
     });
 }
 
@@ -99,8 +127,11 @@ fn injector(args: &InjectorArgs, role: &Role, running: &mut JoinSet<Result<(), F
         repair: RepairOptions { evict: !args.report_only, ..defaults.repair },
         ..defaults
     };
+    let gate = role.ready.wait_for("the start of the injector");
     let role = role.clone();
-    running.spawn(async move { mecha_webhook::run(options, role).await.map_err(|e| Failed::new("injector", e)) });
+    running.spawn(begun(gate, async move {
+        mecha_webhook::run(options, role).await.map_err(|e| Failed::new("injector", e))
+    }));
     Ok(())
 }
 

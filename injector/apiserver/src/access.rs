@@ -64,6 +64,8 @@ pub async fn connect(access: &Access) -> Result<Client, AccessError> {
         }
         None => Config::infer().await.map_err(|e| AccessError::Unknown(e.to_string()))?,
     };
+    // Whoever asks decides about trying again, and must hear that the server is busy.
+    config.default_retry = false;
     config.connect_timeout = Some(CONNECT_LIMIT);
     config.read_timeout = Some(SILENCE_LIMIT);
     config.write_timeout = Some(CALL_LIMIT);

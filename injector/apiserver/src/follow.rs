@@ -96,7 +96,8 @@ where
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    complained = false;
+                    // The beginning of a listing proves nothing: it may fail as the last one did.
+                    complained &= matches!(event, Event::Init);
                     self.take(event, &mut listing);
                 }
                 Err(error) => {
@@ -117,6 +118,7 @@ where
         let mut state = self.shared.state.write();
         let ready = state.heard.is_some();
         let now = Instant::now();
+        let works = !matches!(event, Event::Init);
         let changed = match event {
             Event::Init => {
                 *listing = Some(BTreeMap::new());
@@ -146,8 +148,10 @@ where
                 state.objects.remove(&key).is_some()
             }
         };
-        state.broken = None;
-        if ready {
+        if works {
+            state.broken = None;
+        }
+        if ready && works {
             state.heard = Some(now);
         }
         drop(state);
