@@ -6,7 +6,9 @@
 //! whole process (a stack that overflows), `MECHA_TEST_FUZZ_TRACE=1` keeps each before it is tried.
 
 mod alive;
+mod cluster;
 mod data;
+mod delivery;
 mod documents;
 mod engine;
 mod identities;
@@ -27,7 +29,9 @@ fn main() {
         println!("MECHA_TEST_FUZZ_SEED={}", engine::seed());
     }
     let groups = [
+        cluster::TARGETS,
         data::TARGETS,
+        delivery::TARGETS,
         documents::TARGETS,
         identities::TARGETS,
         invocation::TARGETS,

@@ -17,6 +17,8 @@
 //! Each message is one line of JSON. A connection that ends before `leaving` changes nothing.
 
 mod door;
+#[doc(hidden)]
+pub mod fuzzing;
 mod successor;
 mod wire;
 

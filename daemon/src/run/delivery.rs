@@ -5,6 +5,8 @@
 //! to time. While nobody answers, the last set stays in use; a sidecar that starts then takes the snapshot
 //! that the agent signed before.
 
+#[doc(hidden)]
+pub mod fuzzing;
 mod link;
 mod report;
 mod set;

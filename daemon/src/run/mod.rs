@@ -15,6 +15,9 @@ mod source;
 mod span_headers;
 mod stop;
 
+#[doc(hidden)]
+pub use self::delivery::fuzzing;
+
 use std::process::ExitCode;
 use std::time::Duration;
 
