@@ -27,12 +27,15 @@ const REDELIVERY: Duration = Duration::from_secs(200);
 #[derive(Clone)]
 struct Agent(Arc<Desk>);
 
+/// Makes what a sidecar may start from.
+type Signer = Box<dyn Fn(&wire::DocumentSet) -> wire::SignedSnapshot + Send + Sync>;
+
 struct Desk {
     set: watch::Sender<wire::DocumentSet>,
     /// The last report of each instance.
     reports: Mutex<BTreeMap<String, wire::Report>>,
     /// What the sidecars may start from, by whoever signs it.
-    sign: Option<Box<dyn Fn(&wire::DocumentSet) -> wire::SignedSnapshot + Send + Sync>>,
+    sign: Option<Signer>,
 }
 
 #[tonic::async_trait]
@@ -107,7 +110,7 @@ struct Claim {
 }
 
 impl Agent {
-    fn new(sign: Option<Box<dyn Fn(&wire::DocumentSet) -> wire::SignedSnapshot + Send + Sync>>) -> Self {
+    fn new(sign: Option<Signer>) -> Self {
         let set = watch::Sender::new(wire::DocumentSet::default());
         Self(Arc::new(Desk { set, reports: Mutex::default(), sign }))
     }

@@ -21,8 +21,8 @@ use crate::world::{World, any};
 const MANAGER: &str = "mecha-agent";
 /// The lease of the one that writes.
 const LEASE: &str = "mecha-agent";
-/// Between two writes of one binding.
-const EVERY: Duration = Duration::from_secs(1);
+/// Between two writes of one binding: the phases of a move wait for them, one after the other.
+const EVERY: Duration = Duration::from_millis(250);
 /// Reports that come together are written together.
 const SETTLE: Duration = Duration::from_millis(50);
 /// All is looked at again after so long, since sidecars are forgotten by time.

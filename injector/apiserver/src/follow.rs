@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use kube::api::{ApiResource, DynamicObject};
-use kube::runtime::utils::StreamBackoff;
+use kube::runtime::utils::{Backoff, StreamBackoff};
 use kube::runtime::watcher::{self, Event, ExponentialBackoff};
 use kube::{Api, Client, Resource};
 use parking_lot::RwLock;
@@ -89,8 +89,7 @@ where
     K: Resource<DynamicType = ()> + DeserializeOwned + Send + Sync + 'static,
 {
     async fn run(self, api: Api<DynamicObject>, config: watcher::Config, kind: String) {
-        let builder = backoff();
-        let mut events = StreamBackoff::new(watcher::watcher(api, config), builder).boxed();
+        let mut events = StreamBackoff::new(watcher::watcher(api, config), Pauses::new()).boxed();
         let mut listing: Option<BTreeMap<Key, Arc<K>>> = None;
         let mut complained = false;
         while let Some(event) = events.next().await {
@@ -221,14 +220,40 @@ fn shown((namespace, name): &Key) -> String {
     if namespace.is_empty() { name.clone() } else { format!("{namespace}/{name}") }
 }
 
-fn backoff() -> ExponentialBackoff {
-    backon::ExponentialBuilder::default()
-        .with_min_delay(FIRST_PAUSE)
-        .with_max_delay(LONGEST_PAUSE)
-        .with_factor(2.0)
-        .without_max_times()
-        .with_jitter()
-        .into()
+/// Pauses that grow until the watch has worked for a while. The beginning of each listing counts as a success for
+/// whoever drives them, so they are not told of successes but look at the time.
+struct Pauses {
+    growing: ExponentialBackoff,
+    last: Option<Instant>,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        let growing = backon::ExponentialBuilder::default()
+            .with_min_delay(FIRST_PAUSE)
+            .with_max_delay(LONGEST_PAUSE)
+            .with_factor(2.0)
+            .without_max_times()
+            .with_jitter();
+        Self { growing: growing.into(), last: None }
+    }
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        // Twice the longest pause and the longest wait for a connection: failures in a row are closer together.
+        if self.last.replace(now).is_none_or(|last| now.duration_since(last) > LONGEST_PAUSE * 4) {
+            self.growing.reset();
+        }
+        self.growing.next()
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {}
 }
 
 impl<K> Followed<K> {
