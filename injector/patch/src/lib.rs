@@ -75,15 +75,18 @@ pub struct Problem {
 /// # Errors
 ///
 /// [`Denied`] when the pod asks for a sidecar and an annotation is wrong, or it cannot have
-/// one: a port or a name is taken, or it runs in the node's network. A pod that does not ask
-/// is never denied.
+/// one: a port or a name is taken, it runs in the node's network, or it is no pod at all. A
+/// pod that does not ask is never denied.
 pub fn inject(pod: &Value, namespace: &str, config: &Config) -> Result<Injection, Denied> {
     if !asks(pod)? {
         return Ok(Injection { patch: Vec::new(), pod: pod.clone(), opted_in: false, warnings: Vec::new() });
     }
-    let mut problems = Vec::new();
     let annotations = Annotations::of(pod);
     let pod = Pod::new(pod);
+    let mut problems = pod.shape();
+    if !problems.is_empty() {
+        return Err(Denied::new(problems));
+    }
     let mut warnings = Vec::new();
     let settings = Settings::read(&annotations, &pod, config, &mut problems, &mut warnings);
     pod.check(&settings, config, &annotations, &mut problems);

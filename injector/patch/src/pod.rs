@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{CONTAINER, LABEL_INJECTED};
+use crate::{CONTAINER, LABEL_INJECTED, Problem};
 
 /// Containers of service meshes, native sidecars and set-up steps alike. The mesh's network
 /// must be there before the sidecar calls anybody.
@@ -38,6 +38,25 @@ impl<'a> Pod<'a> {
 
     pub(crate) fn json(&self) -> &'a Value {
         self.0
+    }
+
+    /// What keeps a sidecar from being put into it. API servers send no such pods, files may.
+    pub(crate) fn shape(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut wrong = |field: String, message: &str, next: &str| {
+            problems.push(Problem { field, message: message.to_owned(), next: next.to_owned() });
+        };
+        if !self.0.get("spec").is_some_and(Value::is_object) {
+            wrong("spec".to_owned(), "is no object", "Write the containers of the pod there");
+        }
+        for list in ["containers", "initContainers"] {
+            for (index, container) in self.list(&format!("/spec/{list}")).enumerate() {
+                if !container.is_object() {
+                    wrong(format!("{list}[{index}]"), "is no container", "Give it a name and an image, or remove it");
+                }
+            }
+        }
+        problems
     }
 
     fn list(&self, path: &str) -> impl Iterator<Item = &'a Value> + use<'a> {

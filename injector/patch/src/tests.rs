@@ -236,6 +236,22 @@ fn what_cannot_work_is_refused_with_the_field() {
 }
 
 #[test]
+fn what_is_no_pod_gets_no_patch_that_does_not_fit() {
+    let asks = json!({"annotations": {"dapr.io/enabled": "true"}});
+    for (spec, field) in [
+        (Value::Null, "spec"),
+        (json!("true"), "spec"),
+        (json!({"containers": [null]}), "containers[0]"),
+        (json!({"containers": [{"name": "app"}], "initContainers": [{"name": "a"}, "b"]}), "initContainers[1]"),
+    ] {
+        let denied = inject(&json!({"metadata": asks, "spec": spec}), "shop", &Config::default()).unwrap_err();
+        assert_eq!(denied.problems.iter().map(|p| p.field.as_str()).collect::<Vec<_>>(), [field]);
+        let silent = json!({"metadata": {}, "spec": spec});
+        assert!(!inject(&silent, "shop", &Config::default()).unwrap().opted_in);
+    }
+}
+
+#[test]
 fn the_app_id_falls_back_to_the_workload() {
     let id = |pod: &Value| flag(sidecar(&injected(pod, &Config::default())), "app-id").unwrap().to_owned();
     let mut pod = enabled(&[]);
