@@ -1,5 +1,7 @@
 //! What comes from a cluster and its people: admission reviews, pods, objects of our kinds, kubeconfig files.
 
+use std::sync::LazyLock;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mecha_patch::{Config, asks, has_sidecar, inject};
@@ -8,7 +10,7 @@ use mecha_resources::kinds::{Documents, KindSpec, Object};
 use mecha_webhook::review::{Verdict, answer};
 use serde_json::{Value, json};
 
-use crate::engine::{Checked, Target};
+use crate::engine::{Checked, Dice, Target, corpus};
 
 const POD: &[&str] = &[
     "\"dapr.io/enabled\": \"true\"",
@@ -83,6 +85,14 @@ pub(crate) const TARGETS: &[Target] = &[
 
 /// A question gets its answer, and no pod that asks for a sidecar gets in without one.
 fn review(bytes: &[u8]) -> Checked {
+    static WHOLE: LazyLock<Vec<Value>> = LazyLock::new(|| parsed("admission-review"));
+    let read = answered(bytes)?;
+    let other = changed(&WHOLE, bytes);
+    answered(other.to_string().as_bytes()).map_err(|why| format!("{why}: {other}"))?;
+    Ok(read)
+}
+
+fn answered(bytes: &[u8]) -> Checked {
     let answer = match answer(bytes, &Config::default()) {
         Ok(answer) => answer,
         Err(why) if why.to_string().is_empty() => return Err("no words on why it cannot be read".to_owned()),
@@ -122,17 +132,23 @@ fn review(bytes: &[u8]) -> Checked {
 
 /// What was done is not done again, and the patch makes the pod that is shown.
 fn pod(bytes: &[u8]) -> Checked {
-    let Ok(pod) = serde_json::from_slice::<Value>(bytes) else { return Ok(false) };
+    static WHOLE: LazyLock<Vec<Value>> = LazyLock::new(|| parsed("pod"));
+    let other = changed(&WHOLE, bytes);
+    injected(&other).map_err(|why| format!("{why}: {other}"))?;
+    serde_json::from_slice(bytes).map_or(Ok(false), |pod| injected(&pod))
+}
+
+fn injected(pod: &Value) -> Checked {
     let mut taken = false;
     for kubernetes_minor in [28, 29] {
         let config = Config { kubernetes_minor, ..Config::default() };
-        let injection = match inject(&pod, "shop", &config) {
+        let injection = match inject(pod, "shop", &config) {
             Ok(injection) => injection,
             Err(denied) if denied.problems.is_empty() => return Err("a refusal without a reason".to_owned()),
             Err(_) => continue,
         };
         let patch = serde_json::to_value(&injection.patch).map_err(|e| e.to_string())?;
-        if patched(&pod, &patch)? != injection.pod {
+        if patched(pod, &patch)? != injection.pod {
             return Err("the patch does not make the pod that is shown".to_owned());
         }
         let again = inject(&injection.pod, "shop", &config)
@@ -143,6 +159,49 @@ fn pod(bytes: &[u8]) -> Checked {
         taken |= injection.opted_in;
     }
     Ok(taken)
+}
+
+/// The seeds of a target that are JSON.
+fn parsed(name: &str) -> Vec<Value> {
+    corpus(name).iter().filter_map(|seed| serde_json::from_slice(seed).ok()).collect()
+}
+
+/// A seed with other values at some places. Few inputs are still JSON after a change of their bytes; this is,
+/// and the bytes only decide what is changed.
+fn changed(seeds: &[Value], bytes: &[u8]) -> Value {
+    let mut dice = Dice::new(bytes.iter().fold(0, |hash: u64, b| hash.wrapping_mul(31) ^ u64::from(*b)));
+    let mut document = seeds[dice.below(seeds.len())].clone();
+    for _ in 0..=dice.below(4) {
+        let mut path = String::new();
+        while dice.below(5) > 0 {
+            let below: Vec<String> = match document.pointer(&path) {
+                Some(Value::Object(map)) => map.keys().map(|key| key.replace('~', "~0").replace('/', "~1")).collect(),
+                Some(Value::Array(list)) => (0..list.len()).map(|index| index.to_string()).collect(),
+                _ => break,
+            };
+            let Some(next) = below.get(dice.below(below.len())) else { break };
+            path = format!("{path}/{next}");
+        }
+        let Some(at) = document.pointer_mut(&path) else { continue };
+        let word = POD[dice.below(POD.len())].trim_matches(['"', ',', ' ']);
+        let odd = [json!(null), json!([]), json!({}), json!(""), json!(true), json!(-1), json!("true"), json!(word)];
+        let value = odd[dice.below(odd.len())].clone();
+        match at {
+            Value::Object(map) if dice.below(2) == 0 => {
+                let (key, value) = word.split_once("\": ").map_or((word, value), |(key, text)| {
+                    (key, serde_json::from_str(text).unwrap_or_else(|_| json!(text.trim_matches('"'))))
+                });
+                map.insert(key.to_owned(), value);
+            }
+            Value::Array(list) if !list.is_empty() && dice.below(2) == 0 => {
+                let again = list[dice.below(list.len())].clone();
+                list.push(again);
+            }
+            Value::Array(list) => list.push(value),
+            at => *at = value,
+        }
+    }
+    document
 }
 
 /// The document after a patch of additions and removals (RFC 6902).
