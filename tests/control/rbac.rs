@@ -238,6 +238,30 @@ fn accepting_a_cluster_is_a_right_of_its_own() {
 }
 
 #[test]
+fn developers_write_claims_and_environments_and_are_refused_backends_and_classes() {
+    let Some(server) = server() else { return };
+    server.kubectl(&["create", "namespace", "team-a"]);
+    server.kubectl(&["-n", "team-a", "create", "rolebinding", "dana", "--clusterrole=mecha-developer", "--user=dana"]);
+    let document = |kind: &str, spec: &str| {
+        format!(
+            "apiVersion: mecha.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: orders, namespace: team-a}}\nspec: {spec}\n"
+        )
+    };
+    applies_as(&server, "dana", &document("CapabilityClaim", "{kind: state}")).unwrap();
+    applies_as(&server, "dana", &document("Environment", "{className: development}")).unwrap();
+    let wide = |kind: &str, spec: &str| document(kind, spec).replace(", namespace: team-a", "");
+    let backend = wide("CapabilityBackend", "{kind: state, component: {type: state.redis}, source: {none: {}}}");
+    for of_the_platform in [backend, wide("EnvironmentClass", "{type: development, capabilities: []}")] {
+        let refused = applies_as(&server, "dana", &of_the_platform).unwrap_err();
+        assert!(refused.contains("orbidden"), "{refused}");
+        // It is the right that is missing, not a field.
+        server.apply(&of_the_platform).unwrap();
+    }
+    let elsewhere = document("CapabilityClaim", "{kind: state}").replace("team-a", "default");
+    assert!(applies_as(&server, "dana", &elsewhere).unwrap_err().contains("orbidden"));
+}
+
+#[test]
 fn the_hub_ends_namespaces_of_environments_only() {
     let Some(server) = server() else { return };
     let hub = format!("--as=system:serviceaccount:{NAMESPACE}:mecha-hub");
