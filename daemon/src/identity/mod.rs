@@ -1,9 +1,9 @@
 //! The identity of this workload: who it is to peers and to the control plane, and how it
 //! stays so.
 //!
-//! A start reads the trust anchors ([`anchors`]) and asks the authority for a certificate
-//! ([`sentry`]); [`renewal`] replaces it at half of its life and follows the anchors.
-//! [`peers`] and [`control`] are the connections that show it. One [`Workload`] lives as long
+//! A start reads the trust anchors (`anchors`) and asks the authority for a certificate
+//! (`sentry`); `renewal` replaces it at half of its life and follows the anchors.
+//! `peers` and `control` are the connections that show it. One [`Workload`] lives as long
 //! as the process: a rebuilt runtime goes on with it.
 
 mod anchors;

@@ -1,7 +1,7 @@
 //! The hub role: decides, writes bindings, drives moves.
 //!
-//! One replica leads. It looks at everything at once ([`view`]), works out without any I/O what should be written
-//! ([`turn`]), and writes that ([`write`]) while its lease holds. What it has written comes back by its watches and
+//! One replica leads. It looks at everything at once (`view`), works out without any I/O what should be written
+//! (`turn`), and writes that (`write`) while its lease holds. What it has written comes back by its watches and
 //! makes the next turn, until a turn writes nothing. It keeps nothing that decides: statuses and CapabilityBindings
 //! are its memory, so a successor goes on where it was, whatever write was the last.
 //!

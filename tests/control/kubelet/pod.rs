@@ -142,13 +142,9 @@ impl Life {
             }
             self.all().for_each(Container::reap);
             match deadline {
-                Some(deadline) => {
-                    if self.end(deadline).await {
-                        return true;
-                    }
-                }
+                Some(deadline) if self.end(deadline).await => return true,
                 None if mounted => self.advance().await,
-                None => {}
+                Some(_) | None => {}
             }
             for container in self.all() {
                 container.probe().await;
