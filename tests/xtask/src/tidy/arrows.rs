@@ -222,7 +222,11 @@ mod tests {
             .member("daemon/core", CORE, &[API, "mecha-resources", "mecha-resiliency", "http", "dev:hyper"])
             .member("daemon", DAEMON, &[CORE, FACADE, API, "mecha-proto", "hyper"])
             .member("injector/decide", "mecha-decide", &["mecha-resources", "http"])
-            .member("injector", CONTROL, &["mecha-decide", "mecha-proto", "tokio"])
+            .member("identity", IDENTITY, &["rustls"])
+            .member("injector/apiserver", "mecha-apiserver", &["mecha-resources", "kube", "dev:mecha-testkit"])
+            .member("injector/hub", "mecha-hub", &["mecha-apiserver", "mecha-decide", "mecha-resources", "kube"])
+            .member("injector/agent", "mecha-agent", &["mecha-apiserver", IDENTITY, "mecha-proto", "kube"])
+            .member("injector", CONTROL, &["mecha-agent", "mecha-apiserver", "mecha-hub", "tokio"])
             .member("cli", "mecha", &["mecha-decide", "mecha-resources"])
             .member("tests", "mecha-tests", &[DAEMON, FACADE, "mecha-builtin"])
             .member("tests/xtask", "xtask", &[FACADE]);
