@@ -205,7 +205,8 @@ async fn prepare(client: &Client, tasks: &Tasks) -> io::Result<()> {
     }
     let all = follow::<Environment>(client.clone(), &Selection::default(), tasks);
     until(&all, "every environment has its namespace", |all| {
-        all.iter().filter(|e| !namespace_of(e).is_empty()).count() == ENVIRONMENTS
+        let there = |e: &&Arc<Environment>| e.status.iter().flat_map(|s| &s.clusters).any(|cluster| cluster.ready);
+        all.iter().filter(there).count() == ENVIRONMENTS
     })
     .await
 }
