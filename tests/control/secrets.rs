@@ -97,7 +97,8 @@ async fn a_pod_reads_what_its_service_account_may_and_documents_refer_to_it() {
         assert_eq!(api.secret("kubernetes", "db").await.unwrap()["user"], "orders");
         let refused = api.secret("kubernetes", "other").await.unwrap_err();
         let text = format!("{refused:?}");
-        let told = ["resourceNames [other]", "system:serviceaccount:shop:orders"].iter().all(|part| text.contains(part));
+        let told =
+            ["resourceNames [other]", "system:serviceaccount:shop:orders"].iter().all(|part| text.contains(part));
         assert!(told, "{text}");
         api.save("store", &[Item::new("k", "1")]).await.unwrap();
     }
