@@ -134,12 +134,7 @@ impl Link {
                 message = timeout(if heard { Duration::MAX } else { ANSWER_LIMIT }, incoming.message()) => {
                     let message = message.map_err(|_| slow())??;
                     let message = message.ok_or_else(|| End::Broken("the agent ended the stream".to_owned()))?;
-                    match message.message {
-                        Some(from_agent::Message::Set(set)) => self.take(set).await,
-                        Some(from_agent::Message::Unchanged(unchanged)) => self.confirm(unchanged.sequence, &digest),
-                        // From a newer agent.
-                        None => {}
-                    }
+                    // Before the set, so that a start that waits for one has no second change to look at.
                     if !heard {
                         heard = true;
                         self.shared.connected.store(true, Ordering::Relaxed);
@@ -148,6 +143,12 @@ impl Link {
                             target: "dapr.runtime.hotreload",
                             "following the agent at {}", self.settings.plane.address()
                         );
+                    }
+                    match message.message {
+                        Some(from_agent::Message::Set(set)) => self.take(set).await,
+                        Some(from_agent::Message::Unchanged(unchanged)) => self.confirm(unchanged.sequence, &digest),
+                        // From a newer agent.
+                        None => {}
                     }
                     reports.mark_changed();
                 }

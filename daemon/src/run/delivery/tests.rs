@@ -56,6 +56,8 @@ impl Service for Agent {
             sets.mark_changed();
             loop {
                 tokio::select! {
+                    // A stream that was ended must not give the set that the next one is to give.
+                    biased;
                     _ = cut.changed() => return,
                     _ = sets.changed() => {
                         let Some(set) = sets.borrow_and_update().clone() else { continue };
@@ -177,8 +179,9 @@ async fn a_set_replaces_the_one_before_and_survives_the_agent() {
     let source = source(port, None);
     assert_eq!(names(&source).await, ["a", "b"]);
     agent.send(2, "sha256:2", vec![document("b", "1")]);
-    changed(&source).await;
-    assert_eq!(names(&source).await, ["b"]);
+    while names(&source).await != ["b"] {
+        changed(&source).await;
+    }
     agent.end(server).await;
     assert_eq!(names(&source).await, ["b"]);
     agent.send(1, "sha256:3", vec![document("c", "1")]);
@@ -223,7 +226,7 @@ async fn a_document_without_its_secret_keeps_what_it_was() {
         wire::Document { unresolved, revision: 8, ..document(name, "2") }
     };
     agent.send(2, "sha256:2", vec![unresolved("a"), unresolved("new")]);
-    changed(&source).await;
+    until("the second set", || source.shared.latest.lock().as_ref().is_some_and(|set| set.digest == "sha256:2")).await;
     assert_eq!(names(&source).await, ["a"]);
     let latest = source.shared.latest.lock().clone().unwrap();
     assert_eq!(latest.documents[0].revision, 7);
