@@ -175,7 +175,8 @@ stage_roles() {
 stage_control() {
   MECHA_KUBERNETES=$(bash tests/control/apiserver/build.sh) || return 1
   MECHA_HELM=$(bash tests/control/helm/build.sh) || return 1
-  export MECHA_KUBERNETES MECHA_HELM
+  MECHA_CUE=$(bash tests/control/cue/build.sh) || return 1
+  export MECHA_KUBERNETES MECHA_HELM MECHA_CUE
   cargo test "${WORKSPACE[@]}" --no-fail-fast --test control
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cluster::ClusterArgs;
 use crate::commands::{
-    ApplyArgs, DevArgs, EnvironmentArgs, ExplainArgs, InjectArgs, PlanArgs, StatusArgs, SwapArgs, WaitArgs,
+    ApplyArgs, DevArgs, EnvironmentArgs, ExplainArgs, ExportArgs, ImportArgs, InjectArgs, PlanArgs, StatusArgs, SwapArgs, WaitArgs,
 };
 use crate::output::Format;
 use clap::{Args, Parser, Subcommand, ValueHint};
@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Lint(LintArgs),
     Doctor(DoctorArgs),
     Inject(InjectArgs),
+    Export(ExportArgs),
+    Import(ImportArgs),
     Version(VersionArgs),
     Completion(CompletionArgs),
 }

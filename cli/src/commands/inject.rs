@@ -95,7 +95,8 @@ pub(crate) fn run(args: &InjectArgs) -> Result<u8> {
     Ok(OK)
 }
 
-fn read(path: &Path) -> Result<String> {
+/// The text of a file, or of standard input for `-`.
+pub(super) fn read(path: &Path) -> Result<String> {
     let fail = |e: std::io::Error| CliError::new("unreadable", format!("{} cannot be read: {e}", path.display()));
     let mut text = String::new();
     let most = LARGEST_INPUT + 1;

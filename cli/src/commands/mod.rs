@@ -7,6 +7,8 @@ mod dev;
 mod doctor;
 mod environment;
 mod explain;
+mod export;
+mod import;
 mod inject;
 mod invoke;
 mod lint;
@@ -28,6 +30,8 @@ pub(crate) use self::apply::ApplyArgs;
 pub(crate) use self::dev::DevArgs;
 pub(crate) use self::environment::EnvironmentArgs;
 pub(crate) use self::explain::ExplainArgs;
+pub(crate) use self::export::ExportArgs;
+pub(crate) use self::import::ImportArgs;
 pub(crate) use self::inject::InjectArgs;
 pub(crate) use self::plan::PlanArgs;
 pub(crate) use self::status::StatusArgs;
@@ -60,6 +64,8 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<u8> {
         Command::Lint(args) => lint::run(&args),
         Command::Doctor(args) => doctor::run(&args).await,
         Command::Inject(args) => inject::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Version(args) => version::run(&args).await,
         Command::Completion(args) => completion::run(&args),
     }
