@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 
 use crate::options::{Options, Reach};
 
-/// Name of the webhook, which API servers put into their errors.
+/// Names of the webhooks, which API servers put into their errors.
 pub(crate) const WEBHOOK: &str = "pods.injector.mecha.dev";
+const EARLY_WEBHOOK: &str = "workloads.injector.mecha.dev";
 /// Path of the webhook.
 pub(crate) const PATH: &str = "/mutate";
 /// First minor version of Kubernetes 1 whose API server picks pods by expression.
@@ -15,6 +16,10 @@ const EXPRESSIONS_SINCE: u32 = 30;
 pub(crate) const OLD_LABEL: (&str, &str) = ("mecha.dev/enabled", "true");
 /// Longest time an API server waits for an answer.
 pub(crate) const TIMEOUT_SECONDS: u32 = 3;
+/// The same for a workload: it is told early what its pods would be told, and must not wait long for that.
+const EARLY_TIMEOUT_SECONDS: u32 = 2;
+/// The template of the pods of `object` in expressions; where there is none nothing asks.
+const TEMPLATE: &str = "(object.kind == 'CronJob' ? object.spec.?jobTemplate.?spec.?template : object.spec.?template)";
 /// The words that mean no, as `mecha_patch` reads them; everything else is for the webhook to judge.
 const NO: [&str; 7] = ["", "n", "no", "false", "f", "off", "0"];
 
@@ -46,31 +51,53 @@ impl Plan {
             Reach::Url { url, .. } => json!({"url": url}),
         };
         client["caBundle"] = json!(bundle);
-        let (conditions, objects) = if by_expression(minor) {
-            (json!([{"name": "asks-for-a-sidecar", "expression": expression()}]), json!({}))
-        } else {
+        let old = !by_expression(minor);
+        let (conditions, objects) = if old {
             (json!([]), json!({"matchLabels": {OLD_LABEL.0: OLD_LABEL.1}}))
+        } else {
+            (json!([{"name": "asks-for-a-sidecar", "expression": expression("object")}]), json!({}))
         };
-        json!([{
+        let mut pods = json!({
             "name": WEBHOOK,
-            "clientConfig": client,
             "rules": [{
                 "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"],
                 "scope": "Namespaced",
             }],
             // An opted-in pod without its sidecar is worse than an error that somebody reads.
             "failurePolicy": "Fail",
-            "matchPolicy": "Equivalent",
             "matchConditions": conditions,
             "objectSelector": objects,
-            "namespaceSelector": {"matchExpressions": [
-                {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": self.skipped},
-            ]},
             "reinvocationPolicy": "IfNeeded",
-            "sideEffects": "None",
             "timeoutSeconds": TIMEOUT_SECONDS,
-            "admissionReviewVersions": ["v1"],
-        }])
+        });
+        let mut workloads = json!({
+            "name": EARLY_WEBHOOK,
+            "rules": [
+                {"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"],
+                 "resources": ["deployments", "statefulsets", "daemonsets"], "scope": "Namespaced"},
+                {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"],
+                 "resources": ["jobs", "cronjobs"], "scope": "Namespaced"},
+            ],
+            // The webhook of the pods has the last word.
+            "failurePolicy": "Ignore",
+            "matchConditions": [
+                {"name": "asks-for-a-sidecar", "expression": expression(TEMPLATE)},
+                {"name": "makes-other-pods-than-before", "expression": changed()},
+            ],
+            "reinvocationPolicy": "Never",
+            "timeoutSeconds": EARLY_TIMEOUT_SECONDS,
+        });
+        for webhook in [&mut pods, &mut workloads] {
+            webhook["clientConfig"] = client.clone();
+            webhook["matchPolicy"] = json!("Equivalent");
+            webhook["namespaceSelector"] = json!({"matchExpressions": [
+                {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": self.skipped},
+            ]});
+            webhook["sideEffects"] = json!("None");
+            webhook["admissionReviewVersions"] = json!(["v1"]);
+        }
+        // Older servers cannot tell which workloads ask.
+        if old { json!([pods]) } else { json!([pods, workloads]) }
     }
 
     /// A new registration.
@@ -96,14 +123,19 @@ pub(crate) fn is_sent(pod: &Value, minor: u32) -> bool {
     asks && (by_expression(minor) || labels.and_then(|all| all.get(OLD_LABEL.0)).is_some_and(|l| l == OLD_LABEL.1))
 }
 
-/// True for pods that ask for a sidecar or say something unclear about it. It cannot fail: with `failurePolicy: Fail`
-/// an expression that does would refuse the pod.
-pub(crate) fn expression() -> String {
+/// True where `pod`, an expression, asks for a sidecar or says something unclear about it. It cannot fail: with
+/// `failurePolicy: Fail` an expression that does would refuse the pod.
+fn expression(pod: &str) -> String {
     let text =
-        |prefix: &str| format!("object.metadata.?annotations[?'{prefix}/enabled'].orValue('').trim().lowerAscii()");
+        |prefix: &str| format!("{pod}.?metadata.?annotations[?'{prefix}/enabled'].orValue('').trim().lowerAscii()");
     let (ours, daprs) = (text("mecha.dev"), text("dapr.io"));
     let no: Vec<String> = NO.iter().map(|word| format!("'{word}'")).collect();
     format!("!(({ours} != '' ? {ours} : {daprs}) in [{}])", no.join(", "))
+}
+
+/// True for a workload whose pods are new: one that runs may still be scaled and deleted whatever its template says.
+fn changed() -> String {
+    format!("request.operation == 'CREATE' || {TEMPLATE} != {}", TEMPLATE.replace("object.", "oldObject."))
 }
 
 /// Whether `actual` says all that `wanted` says, as far as `wanted` goes; lists are of equal length, and what is empty
@@ -158,6 +190,23 @@ mod tests {
         assert_eq!(selector["values"], json!(["kube-system", "mecha-system", "build"]));
         assert_eq!(webhooks[0]["failurePolicy"], "Fail");
         assert_eq!(webhooks[0]["clientConfig"]["service"]["namespace"], "mecha-system");
+        assert_eq!(webhooks[1]["failurePolicy"], "Ignore", "the early word is no condition");
+        assert_eq!(webhooks[1]["namespaceSelector"], webhooks[0]["namespaceSelector"]);
+    }
+
+    #[test]
+    fn what_the_chart_registers_is_what_the_role_would() {
+        let manifests = include_str!("../../../deploy/manifests/mecha.yaml");
+        let documents: Vec<Value> = serde_saphyr::from_multiple(manifests).unwrap();
+        let registered = documents.iter().find(|d| d["kind"] == "MutatingWebhookConfiguration").unwrap();
+        let options =
+            Options { reach: Reach::Service { name: "mecha-injector".to_owned(), port: 443 }, ..Options::default() };
+        let mut wanted = Plan::new(&options, "mecha-system").webhooks(30, "");
+        // The roots are the role's to write, wherever the rest comes from.
+        for webhook in wanted.as_array_mut().unwrap() {
+            webhook["clientConfig"].as_object_mut().unwrap().remove("caBundle");
+        }
+        assert!(covers(registered.get("webhooks"), &wanted), "{registered:#}\nis not\n{wanted:#}");
     }
 
     #[test]
@@ -192,6 +241,9 @@ mod tests {
         let mut narrowed = stored.clone();
         narrowed[0]["objectSelector"] = json!({"matchLabels": {"a": "b"}});
         assert!(!covers(Some(&narrowed), &wanted));
+        let mut shortened = stored.clone();
+        shortened.as_array_mut().unwrap().pop();
+        assert!(!covers(Some(&shortened), &wanted));
         let mut doubled = stored;
         let first = doubled[0].clone();
         doubled.as_array_mut().unwrap().push(first);

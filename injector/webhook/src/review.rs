@@ -5,6 +5,15 @@ use base64::engine::general_purpose::STANDARD;
 use mecha_patch::{Config, Denied, Injection, inject};
 use serde_json::{Value, json};
 
+/// Where a workload keeps the pods that it will make: group, kind, path.
+const TEMPLATES: [(&str, &str, &str); 5] = [
+    ("apps", "Deployment", "/spec/template"),
+    ("apps", "StatefulSet", "/spec/template"),
+    ("apps", "DaemonSet", "/spec/template"),
+    ("batch", "Job", "/spec/template"),
+    ("batch", "CronJob", "/spec/jobTemplate/spec/template"),
+];
+
 const API_VERSION: &str = "admission.k8s.io/v1";
 /// Longest warning that API servers pass on in full.
 const WARNING_LENGTH: usize = 256;
@@ -13,7 +22,7 @@ const WARNINGS: usize = 16;
 /// What a denied pod is to clients: its content is wrong.
 const UNPROCESSABLE: u16 = 422;
 
-/// What became of a pod.
+/// What became of a pod, or of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It gets a patch.
@@ -24,7 +33,9 @@ pub enum Verdict {
     NotAsked,
     /// It asks for something that cannot be.
     Denied,
-    /// It is no pod that is being created: the registration sends too much.
+    /// A workload whose pods will be taken.
+    Checked,
+    /// It is neither a pod that is being created nor a workload: the registration sends too much.
     Misdirected,
 }
 
@@ -35,8 +46,8 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// What it says.
     pub verdict: Verdict,
-    /// The pod, as `namespace/name`; the name may be the beginning of one.
-    pub pod: String,
+    /// The pod or workload, as `namespace/name`; the name may be the beginning of one.
+    pub name: String,
     /// Fields of the pod that are wrong; without their content, fit for a log.
     pub fields: Vec<String>,
 }
@@ -47,6 +58,9 @@ pub struct Answer {
 pub struct Unreadable(pub String);
 
 /// Answers the AdmissionReview in `body`.
+///
+/// A pod gets its patch. A workload is never changed: one whose pods would be refused is refused itself, where a
+/// person sees it, and the others hear the warnings of their pods.
 ///
 /// # Errors
 /// [`Unreadable`] when it is no AdmissionReview of version v1 with a request.
@@ -64,46 +78,79 @@ pub fn answer(body: &[u8], config: &Config) -> Result<Answer, Unreadable> {
         return Err(Unreadable("the AdmissionReview has no request.uid".to_owned()));
     }
     let namespace = text("/request/namespace");
-    let pod = review.pointer("/request/object").unwrap_or(&Value::Null);
-    let name = ["/metadata/name", "/metadata/generateName"].into_iter().find_map(|path| pod.pointer(path)?.as_str());
-    let said = Said { uid, pod: format!("{namespace}/{}", name.unwrap_or_default()) };
-    let is_pod = text("/request/kind/kind") == "Pod"
-        && text("/request/kind/group").is_empty()
-        && text("/request/kind/version") == "v1"
-        && text("/request/subResource").is_empty()
-        && text("/request/operation") == "CREATE";
-    if !is_pod || !pod.is_object() {
+    let object = review.pointer("/request/object").unwrap_or(&Value::Null);
+    let name = ["/metadata/name", "/metadata/generateName"].into_iter().find_map(|path| object.pointer(path)?.as_str());
+    let name = name.unwrap_or_default();
+    let kind = ["group", "version", "kind"].map(|part| text(&format!("/request/kind/{part}")));
+    let said = Said { uid, kind: kind[2], name: format!("{namespace}/{name}") };
+    if !object.is_object() || !text("/request/subResource").is_empty() {
         return Ok(said.misdirected());
     }
-    Ok(match inject(pod, namespace, config) {
-        Ok(injection) => said.allowed(injection),
-        Err(denied) => said.denied(&denied),
+    Ok(match (kind, text("/request/operation")) {
+        (["", "v1", "Pod"], "CREATE") => match inject(object, namespace, config) {
+            Ok(injection) => said.injected(&injection),
+            Err(denied) => said.denied(&denied),
+        },
+        ([group, "v1", kind], "CREATE" | "UPDATE") => {
+            let path = TEMPLATES.iter().find(|(g, k, _)| (*g, *k) == (group, kind)).map(|(_, _, path)| *path);
+            let Some(template) = path.and_then(|path| object.pointer(path)) else { return Ok(said.misdirected()) };
+            match inject(&first_pod(template, name), namespace, config) {
+                Ok(injection) => said.checked(&injection),
+                Err(denied) => said.denied(&denied),
+            }
+        }
+        _ => said.misdirected(),
     })
+}
+
+/// A pod as the workload called `name` would make it.
+fn first_pod(template: &Value, name: &str) -> Value {
+    let mut pod = template.clone();
+    // What is no object is for the API server to refuse.
+    if let Some(pod) = pod.as_object_mut()
+        && let Some(metadata) = pod.entry("metadata").or_insert_with(|| json!({})).as_object_mut()
+    {
+        // Where the app id is not given it is the workload's name.
+        metadata.insert("name".to_owned(), json!(name));
+    }
+    pod
 }
 
 struct Said<'a> {
     uid: &'a str,
-    pod: String,
+    kind: &'a str,
+    name: String,
 }
 
 impl Said<'_> {
-    fn allowed(self, injection: Injection) -> Answer {
+    fn injected(self, injection: &Injection) -> Answer {
         let verdict = match (injection.opted_in, injection.patch.is_empty()) {
             (false, _) => Verdict::NotAsked,
             (true, true) => Verdict::Whole,
             (true, false) => Verdict::Injected,
         };
-        let mut response = json!({"uid": self.uid, "allowed": true});
+        let mut response = self.allowed(injection);
         if !injection.patch.is_empty() {
             response["patchType"] = json!("JSONPatch");
             // Operations are strings and JSON values, which always have a form as bytes.
             response["patch"] = json!(STANDARD.encode(serde_json::to_vec(&injection.patch).unwrap_or_default()));
         }
+        self.finish(response, verdict, Vec::new())
+    }
+
+    fn checked(self, injection: &Injection) -> Answer {
+        let verdict = if injection.opted_in { Verdict::Checked } else { Verdict::NotAsked };
+        let response = self.allowed(injection);
+        self.finish(response, verdict, Vec::new())
+    }
+
+    fn allowed(&self, injection: &Injection) -> Value {
+        let mut response = json!({"uid": self.uid, "allowed": true});
         if !injection.warnings.is_empty() {
             let warnings: Vec<&str> = injection.warnings.iter().take(WARNINGS).map(|text| cut(text)).collect();
             response["warnings"] = json!(warnings);
         }
-        self.finish(response, verdict, Vec::new())
+        response
     }
 
     fn denied(self, denied: &Denied) -> Answer {
@@ -126,7 +173,7 @@ impl Said<'_> {
                 "code": UNPROCESSABLE,
                 "reason": "Invalid",
                 "message": denied.to_string(),
-                "details": {"kind": "Pod", "causes": causes},
+                "details": {"kind": self.kind, "name": self.name.rsplit('/').next(), "causes": causes},
             },
         });
         let fields = denied.problems.iter().map(|problem| problem.field.clone()).collect();
@@ -134,8 +181,8 @@ impl Said<'_> {
     }
 
     fn misdirected(self) -> Answer {
-        let message = "this webhook looks at pods that are created, and at nothing else; repair the rules of its \
-                       MutatingWebhookConfiguration";
+        let message = "this webhook looks at pods that are created and at the templates of workloads, and at nothing else; \
+                       repair the rules of its MutatingWebhookConfiguration";
         let response = json!({
             "uid": self.uid,
             "allowed": false,
@@ -146,7 +193,7 @@ impl Said<'_> {
 
     fn finish(self, response: Value, verdict: Verdict, fields: Vec<String>) -> Answer {
         let review = json!({"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response});
-        Answer { body: review.to_string().into_bytes(), verdict, pod: self.pod, fields }
+        Answer { body: review.to_string().into_bytes(), verdict, name: self.name, fields }
     }
 }
 
@@ -213,6 +260,44 @@ mod tests {
         }
     }
 
+    fn workload(group: &str, kind: &str, spec: Value) -> Value {
+        let mut review = review(&json!({"metadata": {"name": "orders"}, "spec": spec}));
+        review["request"]["kind"] = json!({"group": group, "version": "v1", "kind": kind});
+        review
+    }
+
+    #[test]
+    fn a_workload_is_refused_for_what_its_pods_would_be_and_never_changed() {
+        let mut good = pod(json!({"dapr.io/enabled": "true", "dapr.io/app-port": "80"}));
+        good["metadata"].as_object_mut().unwrap().remove("name");
+        let bad = pod(json!({"dapr.io/enabled": "true", "dapr.io/app-port": "http"}));
+        for (group, kind, path) in TEMPLATES {
+            let spec = |template: &Value| match path {
+                "/spec/template" => json!({"template": template}),
+                _ => json!({"jobTemplate": {"spec": {"template": template}}}),
+            };
+            for operation in ["CREATE", "UPDATE"] {
+                let of = |template: &Value| {
+                    let mut review = workload(group, kind, spec(template));
+                    review["request"]["operation"] = json!(operation);
+                    answered(&review)
+                };
+                assert_eq!(of(&pod(json!({}))).1, Verdict::NotAsked);
+                let (body, verdict) = of(&good);
+                assert_eq!((verdict, &body["response"]), (Verdict::Checked, &json!({"uid": "u1", "allowed": true})));
+                let (body, verdict) = of(&bad);
+                assert_eq!((verdict, &body["response"]["allowed"]), (Verdict::Denied, &json!(false)), "{kind}");
+                let details = &body["response"]["status"]["details"];
+                assert_eq!(
+                    (&details["kind"], &details["causes"][0]["field"]),
+                    (&json!(kind), &json!("annotation dapr.io/app-port"))
+                );
+            }
+        }
+        let replica_set = workload("apps", "ReplicaSet", json!({"template": good}));
+        assert_eq!(answered(&replica_set).1, Verdict::Misdirected);
+    }
+
     #[test]
     fn warnings_are_passed_on_and_bounded() {
         let names: Vec<String> = (0..40).map(|n| format!("{}{n}:/mnt/{n}", "v".repeat(300))).collect();
@@ -228,9 +313,11 @@ mod tests {
         for (path, value) in [
             ("/request/operation", json!("UPDATE")),
             ("/request/kind/kind", json!("Deployment")),
+            ("/request/subResource", json!("status")),
             ("/request/object", Value::Null),
         ] {
             let mut review = review(&pod(json!({"dapr.io/enabled": "true"})));
+            review["request"]["subResource"] = json!("");
             *review.pointer_mut(path).unwrap() = value;
             let (body, verdict) = answered(&review);
             assert_eq!(verdict, Verdict::Misdirected);
@@ -292,10 +379,11 @@ mod tests {
                 }
                 object["metadata"]["annotations"]["dapr.io/enabled"] = json!("true");
             }
-            let review = review(&object).to_string();
-            let answer = answer(review.as_bytes(), &Config::default()).unwrap();
-            let body: Value = serde_json::from_slice(&answer.body).unwrap();
-            prop_assert_eq!(&body["response"]["uid"], "u1");
+            for review in [review(&object), workload("batch", "Job", json!({"template": object}))] {
+                let answer = answer(review.to_string().as_bytes(), &Config::default()).unwrap();
+                let body: Value = serde_json::from_slice(&answer.body).unwrap();
+                prop_assert_eq!(&body["response"]["uid"], "u1");
+            }
         }
     }
 }

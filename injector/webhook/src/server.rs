@@ -149,14 +149,17 @@ impl Webhook {
         })?;
         let answer = answer.map_err(|e| Refusal::new(StatusCode::BAD_REQUEST, Admission::Unreadable, e.to_string()))?;
         match answer.verdict {
-            Verdict::Denied => tracing::info!(pod = answer.pod, fields = ?answer.fields, "a pod was denied"),
-            verdict => tracing::debug!(pod = answer.pod, ?verdict, "a pod was looked at"),
+            Verdict::Denied => {
+                tracing::info!(name = answer.name, fields = ?answer.fields, "a pod or workload was denied");
+            }
+            verdict => tracing::debug!(name = answer.name, ?verdict, "a pod or workload was looked at"),
         }
         self.shared.metrics.admission(match answer.verdict {
             Verdict::Injected => Admission::Injected,
             Verdict::Whole => Admission::Whole,
             Verdict::NotAsked => Admission::NotAsked,
             Verdict::Denied => Admission::Denied,
+            Verdict::Checked => Admission::Checked,
             Verdict::Misdirected => Admission::Misdirected,
         });
         Ok(respond(StatusCode::OK, "application/json", answer.body))

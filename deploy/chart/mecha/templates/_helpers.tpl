@@ -151,3 +151,10 @@ spec:
   ports:
   - {name: {{ .port }}, port: 443, targetPort: {{ .port }}, protocol: TCP}
 {{- end }}
+
+{{/* Whether a pod, given as a CEL expression, asks for a sidecar or says something unclear about it. */}}
+{{- define "mecha.asks" -}}
+{{- $ours := printf "%s.?metadata.?annotations[?'mecha.dev/enabled'].orValue('').trim().lowerAscii()" . -}}
+{{- $daprs := $ours | replace "mecha.dev" "dapr.io" -}}
+!(({{ $ours }} != '' ? {{ $ours }} : {{ $daprs }}) in ['', 'n', 'no', 'false', 'f', 'off', '0'])
+{{- end }}

@@ -171,3 +171,50 @@ async fn api_servers_without_expressions_pick_pods_by_label() {
         .await;
     injector.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_annotation_is_told_to_who_applies_the_workload() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let injector = cluster.injector("a", cluster.options()).await;
+    let template = |port: &str| {
+        json!({
+            "metadata": {"labels": {"app": "orders"}, "annotations": {"dapr.io/enabled": "true", "dapr.io/app-port": port}},
+            "spec": {"restartPolicy": "Never", "containers": [{"name": "app", "image": "app:1"}]},
+        })
+    };
+    let workload = |version: &str, kind: &str, spec: Value| {
+        json!({"apiVersion": version, "kind": kind, "metadata": {"name": "orders", "namespace": "default"}, "spec": spec})
+            .to_string()
+    };
+    let deployment = |replicas: u32, port: &str| {
+        let mut template = template(port);
+        template["spec"]["restartPolicy"] = json!("Always");
+        let selector = json!({"matchLabels": {"app": "orders"}});
+        workload("apps/v1", "Deployment", json!({"replicas": replicas, "selector": selector, "template": template}))
+    };
+    let job = |port: &str| workload("batch/v1", "Job", json!({"template": template(port)}));
+    let cron = |port: &str| {
+        let spec = json!({"schedule": "0 3 * * *", "jobTemplate": {"spec": {"template": template(port)}}});
+        workload("batch/v1", "CronJob", spec)
+    };
+    for wrong in [deployment(1, "http"), job("http"), cron("http")] {
+        let refused = cluster.server.apply(&wrong).unwrap_err().to_string();
+        for part in ["\"orders\" is invalid", "annotation dapr.io/app-port", "Write"] {
+            assert!(refused.contains(part), "{part} is missing in: {refused}");
+        }
+    }
+    for right in [deployment(1, "80"), job("80"), cron("80")] {
+        cluster.server.apply(&right).unwrap();
+    }
+    assert!(cluster.server.apply(&deployment(1, "http")).is_err(), "an edit is looked at like a creation");
+
+    // What is wrong already does not stand in the way of a person who scales it down or deletes it; and without the
+    // webhook there is no early word, and nothing waits for one.
+    injector.kill().await;
+    cluster.server.apply(&deployment(2, "http")).unwrap();
+    let injector = cluster.injector("b", cluster.options()).await;
+    assert!(cluster.server.apply(&deployment(2, "https")).is_err(), "the webhook is back");
+    cluster.server.apply(&deployment(0, "http")).unwrap();
+    cluster.server.kubectl(&["delete", "deployment", "orders"]);
+    injector.stop().await;
+}

@@ -68,8 +68,10 @@ async fn every_app_has_a_service_that_follows_its_annotations_and_goes_when_it_o
     assert!(cluster.event("default", "ServiceTaken").await.contains("taken-dapr"));
     assert_eq!(service(&cluster, "taken-dapr").unwrap()["spec"]["ports"][0]["port"], 7);
 
-    // A mistake in an annotation is told on the Deployment, before any pod is refused; the Service stays.
+    // A mistake in an annotation that came in while nobody looked is told on the Deployment; the Service stays.
+    cluster.front.freeze(true);
     orders(json!({"dapr.io/enabled": "true", "dapr.io/app-id": "cart", "dapr.io/app-port": "http"}));
+    cluster.front.freeze(false);
     assert!(cluster.event("default", "SidecarRefused").await.contains("annotation dapr.io/app-port"));
     assert!(service(&cluster, "cart-dapr").is_some());
     orders(json!({"dapr.io/enabled": "false"}));
