@@ -23,8 +23,9 @@ const LEASE: &str = "mecha-hub";
 const TOGETHER: Duration = Duration::from_millis(10);
 /// Longest wait for more changes.
 const LONGEST_TOGETHER: Duration = Duration::from_secs(1);
-/// Rows that are written at the same time.
-const ROWS: usize = 8;
+/// Rows that are under way at the same time: so many environments get their bindings before the first of them writes
+/// what people read.
+const ROWS: usize = 256;
 /// Pause after a turn in which something was refused; doubled up to [`LONGEST_PAUSE`] while it goes on.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
@@ -42,7 +43,7 @@ pub(crate) async fn run(options: Options, role: Role) {
     }
     gate.open();
     let mut leadership = Leadership::campaign(&role, LEASE, options.lease);
-    let writer = Writer { client: role.client.clone(), events: Events::new(&role, "mecha-hub"), metrics };
+    let writer = Writer::new(role.client.clone(), Events::new(&role, "mecha-hub"), metrics);
     loop {
         let Some(term) = stop.run_until_cancelled(leadership.elected()).await else { return };
         writer.metrics.leads(true);
@@ -100,7 +101,7 @@ impl<'r> Leader<'r> {
         let mut pause = PAUSE;
         while term.holds() {
             if self.own.id.is_empty() || self.own.version.is_empty() {
-                self.own = ask(&self.writer.client).await;
+                self.own = ask(self.writer.client()).await;
             }
             let went = self.one(term, watches).await;
             let wake = if went.refused {

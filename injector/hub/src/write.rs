@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource};
 use mecha_apiserver::{CapabilityBinding, EventType, Events, Failure, FailureKind, Stored, Term, call};
-use mecha_resources::kinds::{KindSpec, MoveOutcome};
+use mecha_resources::kinds::{CapabilityClaimSpec, KindSpec, MoveOutcome};
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
 
@@ -16,6 +18,10 @@ use crate::metrics::Metrics;
 pub(crate) const MANAGER: &str = "mecha-hub";
 /// Annotation of a CONNECT-TO namespace: its environment, as namespace/name.
 pub(crate) const OWNER: &str = "mecha.dev/environment";
+
+/// Requests that are under way at a time: enough that the API server never waits for the hub, and few enough that it
+/// still serves others.
+const AT_ONCE: usize = 16;
 
 /// One write. Doing it twice is the same as doing it once.
 #[derive(Clone, Debug)]
@@ -26,7 +32,7 @@ pub(crate) struct Write {
     news: Vec<News>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Target {
     resource: ApiResource,
     namespace: String,
@@ -144,6 +150,11 @@ impl Write {
         self
     }
 
+    /// What is written about one claim does not depend on what is written about another.
+    fn is_about_a_claim(&self) -> bool {
+        self.target.resource.kind == CapabilityClaimSpec::KIND
+    }
+
     fn shown(&self) -> String {
         let Target { resource, namespace, name } = &self.target;
         let slash = if namespace.is_empty() { "" } else { "/" };
@@ -159,6 +170,25 @@ impl Target {
             name: object.metadata.name.clone().unwrap_or_default(),
         }
     }
+}
+
+/// The writes of a row in steps, and in each step lanes that go side by side: one for each of the claims that follow
+/// upon each other.
+fn steps(writes: Vec<Write>) -> Vec<Vec<Vec<Write>>> {
+    let mut steps: Vec<Vec<Vec<Write>>> = Vec::new();
+    for write in writes {
+        let lane = steps.last_mut().and_then(|lanes| lanes.last_mut());
+        match lane {
+            Some(lane) if lane.last().is_some_and(|last| last.target == write.target) => lane.push(write),
+            Some(lane) if write.is_about_a_claim() && lane.last().is_some_and(Write::is_about_a_claim) => {
+                if let Some(lanes) = steps.last_mut() {
+                    lanes.push(vec![write]);
+                }
+            }
+            _ => steps.push(vec![vec![write]]),
+        }
+    }
+    steps
 }
 
 fn value<T: Serialize>(value: &T) -> Value {
@@ -180,20 +210,46 @@ impl News {
 
 /// Writes for one leader.
 pub(crate) struct Writer {
-    pub(crate) client: Client,
-    pub(crate) events: Events,
+    client: Client,
+    events: Events,
     pub(crate) metrics: Metrics,
+    /// First come, first served: the first steps of all rows go before the later ones of any.
+    room: Semaphore,
 }
 
 impl Writer {
-    /// Writes a row in its order, up to the first that fails. Gives the keys of the bindings that were written.
+    pub(crate) fn new(client: Client, events: Events, metrics: Metrics) -> Self {
+        Self { client, events, metrics, room: Semaphore::new(AT_ONCE) }
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Writes a row in its order, up to the first step in which something fails. Gives the keys of the bindings that
+    /// were written.
     pub(crate) async fn row(&self, term: &Term, writes: Vec<Write>) -> (Vec<String>, Option<Stopped>) {
         let mut bindings = Vec::new();
+        for lanes in steps(writes) {
+            let lanes = stream::iter(lanes).map(|lane| self.lane(term, lane)).buffer_unordered(AT_ONCE);
+            let mut ended: Vec<(Vec<String>, Option<Stopped>)> = lanes.collect().await;
+            bindings.extend(ended.iter_mut().flat_map(|(written, _)| std::mem::take(written)));
+            if let Some(stopped) = ended.into_iter().find_map(|(_, stopped)| stopped) {
+                return (bindings, Some(stopped));
+            }
+        }
+        (bindings, None)
+    }
+
+    async fn lane(&self, term: &Term, writes: Vec<Write>) -> (Vec<String>, Option<Stopped>) {
+        let mut bindings = Vec::new();
         for write in writes {
+            let Ok(_room) = self.room.acquire().await else { return (bindings, Some(Stopped::Deposed)) };
             if !term.holds() {
                 return (bindings, Some(Stopped::Deposed));
             }
-            if let Err(stopped) = self.one(&write).await {
+            // On the heap, so that those that wait for room take little.
+            if let Err(stopped) = Box::pin(self.one(&write)).await {
                 self.metrics.write(false);
                 return (bindings, Some(stopped));
             }
