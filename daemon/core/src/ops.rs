@@ -11,7 +11,7 @@ use mecha_components_api::{Error, Result};
 use mecha_resiliency::CallClass;
 
 use crate::cx::Cx;
-use crate::metrics::{Metrics, OpBlock, OpMetrics};
+use crate::metrics::{Following, Metrics, OpBlock, OpMetrics};
 use crate::policies::Guarded;
 
 /// Operation of a component call; label `operation` of its metrics.
@@ -74,8 +74,8 @@ pub struct Ops(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     policies: ArcSwap<Both>,
-    counted: [OpMetrics; Operation::COUNTED.len()],
-    named: HashMap<Box<str>, OpMetrics>,
+    counted: Following<[OpMetrics; Operation::COUNTED.len()]>,
+    named: Following<HashMap<Box<str>, OpMetrics>>,
 }
 
 /// The policies of both directions; replaced as a pair when Resiliency documents change.
@@ -96,20 +96,24 @@ impl Ops {
         inbound: Guarded,
     ) -> Self {
         let counted = match block {
-            Some(block) => Operation::COUNTED.map(|op| metrics.operation(block, component, op.as_str())),
-            None => Default::default(),
+            Some(block) => {
+                let component = component.to_owned();
+                metrics.follow(move |m| Operation::COUNTED.map(|op| m.operation(block, &component, op.as_str())))
+            }
+            None => Following::default(),
         };
         let policies = ArcSwap::from_pointee(Both { outbound, inbound });
-        Self(Arc::new(Inner { policies, counted, named: HashMap::new() }))
+        Self(Arc::new(Inner { policies, counted, named: Following::default() }))
     }
 
     /// For an output binding, whose operations are its own.
     #[must_use]
     pub fn named(metrics: &Metrics, component: &str, operations: &[&'static str], outbound: Guarded) -> Self {
-        let named = operations
-            .iter()
-            .map(|op| ((*op).into(), metrics.operation(OpBlock::OutputBinding, component, op)))
-            .collect();
+        let (component, operations) = (component.to_owned(), operations.to_vec());
+        let named = metrics.follow(move |m| {
+            let counts = |op: &&str| ((*op).into(), m.operation(OpBlock::OutputBinding, &component, op));
+            operations.iter().map(counts).collect()
+        });
         let policies = ArcSwap::from_pointee(Both { outbound, inbound: Guarded::none() });
         Self(Arc::new(Inner { policies, named, ..Inner::default() }))
     }
@@ -138,7 +142,12 @@ impl Ops {
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T>>,
     {
-        self.measured(self.0.counted.get(op as usize), idempotent, call).await
+        let began = Instant::now();
+        let result = self.guarded(idempotent, call).await;
+        if let Some(metrics) = self.0.counted.get().get(op as usize) {
+            metrics.record(result.is_ok(), began.elapsed());
+        }
+        result
     }
 
     /// Like [`Ops::run`], for output bindings, whose operations are their own.
@@ -150,21 +159,21 @@ impl Ops {
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T>>,
     {
-        self.measured(self.0.named.get(name), idempotent, call).await
+        let began = Instant::now();
+        let result = self.guarded(idempotent, call).await;
+        if let Some(metrics) = self.0.named.get().get(name) {
+            metrics.record(result.is_ok(), began.elapsed());
+        }
+        result
     }
 
-    async fn measured<T, F, Fut>(&self, metrics: Option<&OpMetrics>, idempotent: bool, mut call: F) -> Result<T>
+    async fn guarded<T, F, Fut>(&self, idempotent: bool, mut call: F) -> Result<T>
     where
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T>>,
     {
-        let began = Instant::now();
         // A copy of nothing, or of one pointer: a policy that is replaced lets this call end under it.
         let outbound = self.0.policies.load().outbound.clone();
-        let result = outbound.run("", CallClass { idempotent }, |_| call()).await.map_err(Error::from);
-        if let Some(metrics) = metrics {
-            metrics.record(result.is_ok(), began.elapsed());
-        }
-        result
+        outbound.run("", CallClass { idempotent }, |_| call()).await.map_err(Error::from)
     }
 }

@@ -12,7 +12,7 @@ use mecha_resiliency::{
 use mecha_resources::{AppTarget, BreakerPolicy, ComponentTarget, PolicyNames, Resiliency, RetryPolicy, RetryShape};
 use parking_lot::Mutex;
 
-use crate::metrics::{CircuitState, FlowDirection, Metrics, PolicyKind as Kind, PolicyMetrics};
+use crate::metrics::{CircuitState, FlowDirection, Following, Metrics, PolicyKind as Kind, PolicyMetrics};
 
 /// Growth limit of an exponential retry where the document gives none.
 const DEFAULT_MAX_INTERVAL: Duration = Duration::from_secs(60);
@@ -42,9 +42,9 @@ struct Inner {
 
 #[derive(Clone, Debug, Default)]
 struct Observer {
-    timeout: PolicyMetrics,
-    retry: PolicyMetrics,
-    breaker: PolicyMetrics,
+    timeout: Following<PolicyMetrics>,
+    retry: Following<PolicyMetrics>,
+    breaker: Following<PolicyMetrics>,
     target: Box<str>,
 }
 
@@ -110,21 +110,21 @@ impl Observe for Observer {
     fn applied(&self, kind: PolicyKind, state: Option<State>) {
         let state = state.map_or(CircuitState::Unknown, circuit);
         match kind {
-            PolicyKind::Timeout => self.timeout.executed(state),
-            PolicyKind::Retry => self.retry.executed(state),
-            PolicyKind::CircuitBreaker => self.breaker.executed(state),
+            PolicyKind::Timeout => self.timeout.get().executed(state),
+            PolicyKind::Retry => self.retry.get().executed(state),
+            PolicyKind::CircuitBreaker => self.breaker.get().executed(state),
         }
     }
 
     fn timed_out(&self, after: Duration) {
-        self.timeout.activated(CircuitState::Unknown);
+        self.timeout.get().activated(CircuitState::Unknown);
         tracing::debug!(target: "dapr.runtime", "a call to {} was cut off after {after:?}", self.target);
     }
 
     fn retrying(&self, retry: u32, pause: Duration) {
         // One activation per call, as the incumbent counts.
         if retry == 1 {
-            self.retry.activated(CircuitState::Unknown);
+            self.retry.get().activated(CircuitState::Unknown);
         }
         tracing::warn!(
             target: "dapr.runtime",
@@ -142,9 +142,9 @@ impl Observe for Observer {
     fn breaker_changed(&self, change: Change) {
         let state = circuit(change.to);
         if state == CircuitState::Open {
-            self.breaker.activated(state);
+            self.breaker.get().activated(state);
         }
-        self.breaker.breaker_state(state);
+        self.breaker.get().breaker_state(state);
         tracing::warn!(
             target: "dapr.runtime",
             "Circuit breaker of {} changed from {} to {}", self.target, change.from.as_str(), change.to.as_str()
@@ -358,8 +358,11 @@ impl Policies {
             return Guarded::none();
         }
         let handles = |doc: Option<&Arc<str>>, kind| match doc {
-            Some(doc) => self.metrics.policy(doc, kind, flow, target),
-            None => PolicyMetrics::default(),
+            Some(doc) => {
+                let (doc, target) = (doc.clone(), target.to_owned());
+                self.metrics.follow(move |m| m.policy(&doc, kind, flow, &target))
+            }
+            None => Following::default(),
         };
         let metrics = Observer {
             timeout: handles(timeout.map(|t| &t.0), Kind::Timeout),

@@ -96,8 +96,7 @@ impl Family {
         }
     }
 
-    /// Whether series made by `other` mean the same as ours, so that counts
-    /// may go on when the daemon is rebuilt.
+    /// Whether every series of `other` would be made the same way here.
     pub(super) fn continues(&self, other: &Family) -> bool {
         self.app_id == other.app_id
             && self.bounds == other.bounds
@@ -106,6 +105,36 @@ impl Family {
             && self.rewrites.iter().zip(&other.rewrites).all(|(a, b)| {
                 a.label == b.label && a.pattern.as_str() == b.pattern.as_str() && a.replacement == b.replacement
             })
+    }
+
+    /// Goes on with the series of `old` that `still` wants and whose label values the rules of
+    /// this family leave as they are; with none where the buckets are others.
+    pub(super) fn take_over(&self, old: &Family, still: impl Fn(&Series) -> bool) {
+        if self.bounds != old.bounds {
+            return;
+        }
+        let width = self.labels.len();
+        let made_here = |series: &Series| {
+            (0..width).all(|at| {
+                let value = if at == self.app_id_at { &self.app_id } else { series.at(at) };
+                self.rewrite(at, value) == series.at(at)
+            })
+        };
+        let before = old.table.read();
+        let mut table = self.table.write();
+        for series in before.series.values().flatten() {
+            if table.len < self.cap && made_here(series) && still(series) {
+                let hash = self.hasher.hash_one(Hashed { labels: &**series, width });
+                table.series.entry(hash).or_default().push(Arc::clone(series));
+                table.len += 1;
+            }
+        }
+        table.overflow.clone_from(&before.overflow);
+    }
+
+    /// Value of a label of one of its series; empty where it has no such label.
+    pub(super) fn value<'a>(&self, series: &'a Series, label: &str) -> &'a str {
+        self.labels.iter().position(|name| *name == label).map_or("", |at| series.at(at))
     }
 
     /// Finds or makes the series for `values`: one value per label of the
@@ -208,6 +237,12 @@ impl LabelValues for Labels<'_> {
             Less => self.values.get(at).copied().unwrap_or_default(),
             Greater => self.values.get(at - 1).copied().unwrap_or_default(),
         }
+    }
+}
+
+impl LabelValues for Series {
+    fn at(&self, at: usize) -> &str {
+        self.labels.get(at).map(|value| &**value).unwrap_or_default()
     }
 }
 

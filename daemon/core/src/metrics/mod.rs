@@ -6,27 +6,35 @@
 //! and its siblings) are looked up when a component is built, so that the hot
 //! path is a few relaxed atomic operations.
 
+#[cfg(test)]
+mod change_tests;
 mod document;
 mod encode;
 mod family;
+mod follow;
 mod names;
 mod path;
 mod process;
 mod series;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod typed;
 
 use std::sync::Arc;
 
-use regex::Regex;
+use arc_swap::ArcSwap;
 use thiserror::Error;
 
 pub use encode::{CONTENT_TYPE, go_number};
-use family::{Family, Rewrite};
+use family::Family;
+use follow::Followers;
+pub use follow::Following;
 pub use names::{Desc, Kind, Metric, Scale};
 pub use path::{HttpLabelConfig, HttpLabels, PathSide};
 pub use series::{Counter, Gauge, Histogram};
+pub use settings::CheckedMetrics;
+use settings::Settings;
 pub use typed::{
     BulkIngressMetrics, CircuitState, FlowDirection, HttpExchange, IngressMetrics, OpBlock, OpMetrics, PolicyKind,
     PolicyMetrics, ProcessStatus, RpcExchange,
@@ -137,12 +145,9 @@ pub enum MetricsError {
 /// The registry. Cheap to share; all methods take `&self`.
 #[derive(Debug)]
 pub struct Metrics {
-    enabled: bool,
-    record_error_codes: bool,
     namespace: Box<str>,
-    http: HttpLabels,
-    /// In declaration order of [`Metric`].
-    families: Box<[Arc<Family>]>,
+    now: ArcSwap<Settings>,
+    followers: Followers,
 }
 
 impl MetricsConfig {
@@ -174,108 +179,68 @@ impl Metrics {
     /// Builds all families without the settings that are wrong, and says which
     /// those are: a bad rule must not keep the daemon from starting.
     pub fn lenient(config: MetricsConfig) -> (Self, Vec<MetricsError>) {
-        let mut mistakes = Vec::new();
-        let latency: Arc<[f64]> = match config.latency_buckets_ms {
-            Some(bounds) if !bounds.is_empty() => {
-                let increasing = bounds.windows(2).all(|pair| pair[0] < pair[1]);
-                if increasing && bounds.iter().all(|bound| bound.is_finite()) {
-                    bounds.into()
-                } else {
-                    mistakes.push(MetricsError::Buckets(bounds));
-                    LATENCY_MS.into()
-                }
-            }
-            _ => LATENCY_MS.into(),
-        };
-        let bytes: Arc<[f64]> = SIZE_BYTES.into();
-        let none: Arc<[f64]> = Arc::default();
-        let mut rewrites = compile(&config.rules, &mut mistakes);
-        let families = Metric::ALL
-            .iter()
-            .map(|metric| {
-                let desc = metric.desc();
-                let bounds = match desc.kind {
-                    Kind::Histogram(Scale::LatencyMs) => &latency,
-                    Kind::Histogram(Scale::Bytes) => &bytes,
-                    Kind::Counter | Kind::Gauge => &none,
-                };
-                let rules = std::mem::take(&mut rewrites[*metric as usize]).into();
-                let labels = all_labels(desc);
-                Arc::new(Family::new(desc, labels, &config.app_id, Arc::clone(bounds), rules, config.series_cap))
-            })
-            .collect();
-        let (http, bad_patterns) = HttpLabels::lenient(config.http);
-        mistakes.extend(bad_patterns.into_iter().map(MetricsError::Path));
-        let metrics = Self {
-            enabled: config.enabled,
-            record_error_codes: config.record_error_codes,
-            namespace: config.namespace.into(),
-            http,
-            families,
-        };
-        (metrics, mistakes)
+        Self::build(config, None)
     }
 
-    /// As [`Metrics::lenient`], with the counts of `old` going on wherever app
-    /// id, buckets and rules stayed as they were. Handles made by `old` keep
-    /// working and feed the same series. Used when the daemon is rebuilt
-    /// inside its process.
+    /// As [`Metrics::lenient`], with the counts of `old` going on as after
+    /// [`Metrics::change`]. Handles made by `old` keep working and feed the
+    /// same series. Used when the daemon is rebuilt inside its process.
     pub fn succeed(old: &Metrics, config: MetricsConfig) -> (Self, Vec<MetricsError>) {
-        let (mut new, mistakes) = Self::lenient(config);
-        for (new, old) in new.families.iter_mut().zip(&old.families) {
-            if new.continues(old) {
-                *new = Arc::clone(old);
-            }
-        }
-        (new, mistakes)
+        Self::build(config, Some(&old.now.load()))
+    }
+
+    fn build(config: MetricsConfig, before: Option<&Settings>) -> (Self, Vec<MetricsError>) {
+        let namespace = config.namespace.as_str().into();
+        let (checked, mistakes) = config.check();
+        let now = ArcSwap::from_pointee(Settings::new(checked, before));
+        (Self { namespace, now, followers: Followers::default() }, mistakes)
     }
 
     /// A registry whose handles do nothing.
     pub fn disabled() -> Self {
-        Self {
-            enabled: false,
-            record_error_codes: false,
-            namespace: Box::default(),
-            http: HttpLabels::plain(),
-            families: Box::default(),
-        }
+        let now = ArcSwap::from_pointee(Settings::off());
+        Self { namespace: Box::default(), now, followers: Followers::default() }
+    }
+
+    /// Puts other settings in force. A series whose label values the new ones
+    /// leave as they are goes on with its count, unless its buckets change;
+    /// every other series ends. While metrics are off nothing counts, and
+    /// what was counted before goes on afterwards.
+    pub fn change(&self, to: CheckedMetrics) {
+        self.followers.renew(self, || {
+            let next = Settings::new(to, Some(&self.now.load()));
+            self.now.store(Arc::new(next));
+        });
     }
 
     /// Whether anything is reported.
     pub fn is_enabled(&self) -> bool {
-        self.enabled
-    }
-
-    /// Path and method labels of the HTTP metrics.
-    pub fn http_labels(&self) -> &HttpLabels {
-        &self.http
+        self.now.load().enabled
     }
 
     /// The counter for these label values: one per label of the metric
     /// besides `app_id`, in the order of [`Desc::labels`]. Does nothing if
-    /// the metric is no counter.
+    /// the metric is no counter. Whoever keeps it asks by [`Metrics::follow`].
     pub fn counter(&self, metric: Metric, labels: &[&str]) -> Counter {
-        debug_assert_eq!(metric.desc().kind, Kind::Counter, "{metric:?}");
-        Counter(self.series(metric, labels))
+        self.now.load().counter(metric, labels)
     }
 
     /// The gauge for these label values; see [`Metrics::counter`].
     pub fn gauge(&self, metric: Metric, labels: &[&str]) -> Gauge {
-        debug_assert_eq!(metric.desc().kind, Kind::Gauge, "{metric:?}");
-        Gauge(self.series(metric, labels))
+        self.now.load().gauge(metric, labels)
     }
 
     /// The histogram for these label values; see [`Metrics::counter`].
     pub fn histogram(&self, metric: Metric, labels: &[&str]) -> Histogram {
-        debug_assert!(matches!(metric.desc().kind, Kind::Histogram(_)), "{metric:?}");
-        Histogram(self.series(metric, labels))
+        self.now.load().histogram(metric, labels)
     }
 
     /// Everything in Prometheus text format, process figures included.
     pub fn encode(&self) -> String {
         let mut out = String::with_capacity(8 * 1024);
-        if self.enabled {
-            let mut sorted: Vec<&Arc<Family>> = self.families.iter().collect();
+        let now = self.now.load();
+        if now.enabled {
+            let mut sorted: Vec<&Arc<Family>> = now.families.iter().collect();
             sorted.sort_by(|a, b| a.name.cmp(&b.name));
             for family in sorted {
                 encode::family(&mut out, family);
@@ -284,65 +249,4 @@ impl Metrics {
         process::encode(&mut out);
         out
     }
-
-    fn series(&self, metric: Metric, labels: &[&str]) -> Option<Arc<series::Series>> {
-        if !self.enabled {
-            return None;
-        }
-        let found = self.families.get(metric as usize)?.series(labels);
-        if found.overflowed && metric != Metric::MetricsOverflowTotal {
-            self.counter(Metric::MetricsOverflowTotal, &[&metric.desc().scraped_name()]).inc();
-        }
-        Some(found.series)
-    }
-}
-
-/// Labels of a metric with `app_id` in its sorted place.
-fn all_labels(desc: Desc) -> Box<[&'static str]> {
-    let mut labels: Vec<&'static str> = desc.labels.to_vec();
-    labels.push("app_id");
-    labels.sort_unstable();
-    labels.into()
-}
-
-/// Rules per metric, in declaration order of [`Metric`].
-fn compile(rules: &[MetricRule], mistakes: &mut Vec<MetricsError>) -> Vec<Vec<Rewrite>> {
-    let mut all: Vec<Vec<Rewrite>> = Metric::ALL.iter().map(|_| Vec::new()).collect();
-    for rule in rules {
-        let wanted = normal(&rule.name);
-        let Some(metric) = Metric::ALL.iter().find(|metric| normal(metric.desc().path) == wanted) else {
-            mistakes.push(MetricsError::UnknownMetric(rule.name.clone()));
-            continue;
-        };
-        let labels = all_labels(metric.desc());
-        for label in &rule.labels {
-            let Some(at) = labels.iter().position(|name| *name == label.name) else {
-                mistakes.push(MetricsError::UnknownLabel {
-                    metric: rule.name.clone(),
-                    label: label.name.clone(),
-                    known: labels.join(", "),
-                });
-                continue;
-            };
-            for (replacement, pattern) in &label.regex {
-                match Regex::new(pattern) {
-                    Ok(pattern) => {
-                        let replacement = replacement.as_str().into();
-                        all[*metric as usize].push(Rewrite { label: at, pattern, replacement });
-                    }
-                    Err(error) => mistakes.push(MetricsError::Regex {
-                        metric: rule.name.clone(),
-                        label: label.name.clone(),
-                        reason: error.to_string(),
-                    }),
-                }
-            }
-        }
-    }
-    all
-}
-
-fn normal(name: &str) -> String {
-    let name = name.replace(['/', '.'], "_");
-    name.strip_prefix("dapr_").map(str::to_owned).unwrap_or(name)
 }

@@ -148,6 +148,8 @@ metrics! {
     SwapLatencies "mecha/swap/latencies" LATENCY &["kind"], "Time from the begin of a change until callers met the new one, ms.";
     SwapInFlightTotal "mecha/swap/in_flight_total" COUNTER &["kind", "result"], "Calls and events in flight at a switch, by what became of them.";
     ReloadRefused "mecha/reload/refused" GAUGE &["kind"], "Documents that are not in force as they stand.";
+    HandoverTotal "mecha/handover/total" COUNTER &["outcome"], "Hand-overs of the listening sockets: takenOver by this process, or failed, so that this process goes on.";
+    HandoverLatencies "mecha/handover/latencies" LATENCY &["stage"], "Time from the first word to the process before until it let go (serving), and until its subscriptions and input bindings were at rest (settled), ms.";
     Moves "mecha/moves" GAUGE &["phase"], "Components that a control part moves, by the phase of the move.";
     DeliveryConnected "mecha/delivery/connected" GAUGE &[], "1 while the agent of the cluster is followed, else 0.";
     DeliverySetsTotal "mecha/delivery/sets_total" COUNTER &[], "Sets of documents that the agent has sent.";

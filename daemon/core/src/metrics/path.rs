@@ -75,6 +75,11 @@ impl HttpLabels {
         (Self { has_patterns: !config.path_matching.is_empty(), config, patterns }, mistakes)
     }
 
+    /// Whether both were made of the same settings.
+    pub(super) fn has_config_of(&self, other: &Self) -> bool {
+        self.config == other.config
+    }
+
     /// Whether real paths are reported, and with them the metrics that exist
     /// only then (`http/server/response_count`).
     pub fn increased_cardinality(&self) -> bool {

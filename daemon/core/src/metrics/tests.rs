@@ -252,7 +252,7 @@ fn mistakes_cost_the_setting_not_the_start() {
     metrics.operation(OpBlock::State, "statestore", "get").record(true, Duration::from_millis(9));
     assert!(lines(&metrics, "dapr_component_state_count")[0].contains(r#"component="x""#));
     assert_eq!(lines(&metrics, "dapr_component_state_latencies_bucket").len(), LATENCY_MS.len() + 1);
-    assert_eq!(metrics.http_labels().path(PathSide::App, "/orders/7"), "/orders/{id}");
+    assert_eq!(metrics.now.load().http.path(PathSide::App, "/orders/7"), "/orders/{id}");
 }
 
 #[test]

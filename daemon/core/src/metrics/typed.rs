@@ -236,6 +236,7 @@ impl Metrics {
     /// `set`, `delete`, `bulk_get`, `bulk_delete`, `transaction`, `query`,
     /// `subscribe`, `unsubscribe`, or the binding's own.
     pub fn operation(&self, block: OpBlock, component: &str, operation: &str) -> OpMetrics {
+        let now = self.now.load();
         let (count, latency) = match block {
             OpBlock::State => (Metric::StateCount, Metric::StateLatencies),
             OpBlock::Secret => (Metric::SecretCount, Metric::SecretLatencies),
@@ -244,66 +245,72 @@ impl Metrics {
         };
         let labels = |success| [component, &*self.namespace, operation, success];
         OpMetrics {
-            count: SUCCESS.map(|success| self.counter(count, &labels(success))),
-            latency: SUCCESS.map(|success| self.histogram(latency, &labels(success))),
+            count: SUCCESS.map(|success| now.counter(count, &labels(success))),
+            latency: SUCCESS.map(|success| now.histogram(latency, &labels(success))),
             events: None,
         }
     }
 
     /// Handles for events of one input binding.
     pub fn input_binding(&self, component: &str) -> OpMetrics {
+        let now = self.now.load();
         let labels = |success| [component, &*self.namespace, success];
         OpMetrics {
-            count: SUCCESS.map(|success| self.counter(Metric::InputBindingCount, &labels(success))),
-            latency: SUCCESS.map(|success| self.histogram(Metric::InputBindingLatencies, &labels(success))),
+            count: SUCCESS.map(|success| now.counter(Metric::InputBindingCount, &labels(success))),
+            latency: SUCCESS.map(|success| now.histogram(Metric::InputBindingLatencies, &labels(success))),
             events: None,
         }
     }
 
     /// Handles for publishing to one topic.
     pub fn publish(&self, component: &str, topic: &str) -> OpMetrics {
+        let now = self.now.load();
         let labels = |success| [component, &*self.namespace, success, topic];
         OpMetrics {
-            count: SUCCESS.map(|success| self.counter(Metric::PubsubEgressCount, &labels(success))),
-            latency: SUCCESS.map(|success| self.histogram(Metric::PubsubEgressLatencies, &labels(success))),
+            count: SUCCESS.map(|success| now.counter(Metric::PubsubEgressCount, &labels(success))),
+            latency: SUCCESS.map(|success| now.histogram(Metric::PubsubEgressLatencies, &labels(success))),
             events: None,
         }
     }
 
     /// Handles for bulk publishing to one topic.
     pub fn bulk_publish(&self, component: &str, topic: &str) -> OpMetrics {
+        let now = self.now.load();
         let labels = |success| [component, &*self.namespace, success, topic];
         OpMetrics {
-            count: SUCCESS.map(|success| self.counter(Metric::PubsubEgressBulkCount, &labels(success))),
-            latency: SUCCESS.map(|success| self.histogram(Metric::PubsubEgressBulkLatencies, &labels(success))),
-            events: Some(SUCCESS.map(|success| self.counter(Metric::PubsubEgressBulkEventCount, &labels(success)))),
+            count: SUCCESS.map(|success| now.counter(Metric::PubsubEgressBulkCount, &labels(success))),
+            latency: SUCCESS.map(|success| now.histogram(Metric::PubsubEgressBulkLatencies, &labels(success))),
+            events: Some(SUCCESS.map(|success| now.counter(Metric::PubsubEgressBulkEventCount, &labels(success)))),
         }
     }
 
     /// Handles for messages of one subscribed topic. `status` is the label of
     /// that name; empty unless a caller has something to say there.
     pub fn ingress(&self, component: &str, topic: &str, status: &str) -> IngressMetrics {
+        let now = self.now.load();
         let labels = |process: ProcessStatus| [component, &*self.namespace, process.lower(), status, topic];
         IngressMetrics {
-            count: ProcessStatus::ALL.map(|process| self.counter(Metric::PubsubIngressCount, &labels(process))),
-            latency: ProcessStatus::ALL.map(|process| self.histogram(Metric::PubsubIngressLatencies, &labels(process))),
+            count: ProcessStatus::ALL.map(|process| now.counter(Metric::PubsubIngressCount, &labels(process))),
+            latency: ProcessStatus::ALL.map(|process| now.histogram(Metric::PubsubIngressLatencies, &labels(process))),
         }
     }
 
     /// Handles for bulk deliveries of one subscribed topic.
     pub fn bulk_ingress(&self, component: &str, topic: &str) -> BulkIngressMetrics {
+        let now = self.now.load();
         let labels = |process| [component, &*self.namespace, process, topic];
         BulkIngressMetrics {
-            count: self.counter(Metric::PubsubIngressBulkCount, &labels("")),
-            latency: self.histogram(Metric::PubsubIngressBulkLatencies, &labels("")),
+            count: now.counter(Metric::PubsubIngressBulkCount, &labels("")),
+            latency: now.histogram(Metric::PubsubIngressBulkLatencies, &labels("")),
             events: ProcessStatus::ALL
-                .map(|process| self.counter(Metric::PubsubIngressBulkEventCount, &labels(process.upper()))),
+                .map(|process| now.counter(Metric::PubsubIngressBulkEventCount, &labels(process.upper()))),
         }
     }
 
     /// Handles for one resiliency policy. `name` is the document's, `target`
     /// is `app_<id>`, `actor_<type>` or `<Type>_<component>`.
     pub fn policy(&self, name: &str, kind: PolicyKind, flow: FlowDirection, target: &str) -> PolicyMetrics {
+        let now = self.now.load();
         let flow = match flow {
             FlowDirection::Inbound => "inbound",
             FlowDirection::Outbound => "outbound",
@@ -316,12 +323,11 @@ impl Metrics {
         let breaker = kind == PolicyKind::CircuitBreaker;
         let status = |state: CircuitState| if breaker { state.label() } else { "" };
         let labels = |state| [flow, name, &*self.namespace, policy, status(state), target];
-        let count = |metric| CircuitState::ALL.map(|state| self.counter(metric, &labels(state)));
+        let count = |metric| CircuitState::ALL.map(|state| now.counter(metric, &labels(state)));
         PolicyMetrics {
             count: count(Metric::ResiliencyCount),
             activations: count(Metric::ResiliencyActivationsTotal),
-            state: breaker
-                .then(|| CircuitState::ALL.map(|state| self.gauge(Metric::ResiliencyCbState, &labels(state)))),
+            state: breaker.then(|| CircuitState::ALL.map(|state| now.gauge(Metric::ResiliencyCbState, &labels(state)))),
         }
     }
 
@@ -332,62 +338,84 @@ impl Metrics {
 
     /// A request was answered on the HTTP API.
     pub fn http_served(&self, exchange: HttpExchange<'_>) {
-        if !self.enabled {
+        let now = self.now.load();
+        if !now.enabled {
             return;
         }
-        let path = self.http.path(PathSide::Api, exchange.path);
+        let path = now.http.path(PathSide::Api, exchange.path);
         let status = StatusText::of(exchange.status);
-        let labels = [self.http.method(exchange.method), &*path, status.as_str()];
-        self.counter(Metric::HttpServerRequestCount, &labels).inc();
-        if self.http.increased_cardinality() {
-            self.counter(Metric::HttpServerResponseCount, &labels).inc();
+        let labels = [now.http.method(exchange.method), &*path, status.as_str()];
+        now.counter(Metric::HttpServerRequestCount, &labels).inc();
+        if now.http.increased_cardinality() {
+            now.counter(Metric::HttpServerResponseCount, &labels).inc();
         }
-        self.histogram(Metric::HttpServerLatency, &labels).record_ms(exchange.elapsed);
-        self.histogram(Metric::HttpServerRequestBytes, &[]).record(exchange.request_bytes as f64);
-        self.histogram(Metric::HttpServerResponseBytes, &[]).record(exchange.response_bytes as f64);
+        now.histogram(Metric::HttpServerLatency, &labels).record_ms(exchange.elapsed);
+        now.histogram(Metric::HttpServerRequestBytes, &[]).record(exchange.request_bytes as f64);
+        now.histogram(Metric::HttpServerResponseBytes, &[]).record(exchange.response_bytes as f64);
     }
 
     /// The app answered an HTTP call, health probes excepted.
     pub fn http_called(&self, exchange: HttpExchange<'_>) {
-        if !self.enabled {
+        let now = self.now.load();
+        if !now.enabled {
             return;
         }
-        let path = self.http.path(PathSide::App, exchange.path);
+        let path = now.http.path(PathSide::App, exchange.path);
         let status = StatusText::of(exchange.status);
-        let labels = [self.http.method(exchange.method), &*path, status.as_str()];
-        self.counter(Metric::HttpClientCompletedCount, &labels).inc();
-        self.histogram(Metric::HttpClientRoundtripLatency, &labels).record_ms(exchange.elapsed);
-        self.histogram(Metric::HttpClientSentBytes, &labels).record(exchange.request_bytes as f64);
-        self.histogram(Metric::HttpClientReceivedBytes, &[]).record(exchange.response_bytes as f64);
+        let labels = [now.http.method(exchange.method), &*path, status.as_str()];
+        now.counter(Metric::HttpClientCompletedCount, &labels).inc();
+        now.histogram(Metric::HttpClientRoundtripLatency, &labels).record_ms(exchange.elapsed);
+        now.histogram(Metric::HttpClientSentBytes, &labels).record(exchange.request_bytes as f64);
+        now.histogram(Metric::HttpClientReceivedBytes, &[]).record(exchange.response_bytes as f64);
     }
 
     /// An HTTP health probe of the app ended; status 0 when there was no answer.
     pub fn http_probed(&self, status: u16, elapsed: Duration) {
+        let now = self.now.load();
         let status = StatusText::of(status);
-        self.counter(Metric::HttpHealthprobesCompletedCount, &[status.as_str()]).inc();
-        self.histogram(Metric::HttpHealthprobesRoundtripLatency, &[status.as_str()]).record_ms(elapsed);
+        now.counter(Metric::HttpHealthprobesCompletedCount, &[status.as_str()]).inc();
+        now.histogram(Metric::HttpHealthprobesRoundtripLatency, &[status.as_str()]).record_ms(elapsed);
     }
 
     /// An RPC was served.
     pub fn grpc_served(&self, rpc: RpcExchange<'_>) {
-        self.histogram(Metric::GrpcServerReceivedBytes, &[rpc.method]).record(rpc.request_bytes as f64);
-        self.histogram(Metric::GrpcServerSentBytes, &[rpc.method]).record(rpc.response_bytes as f64);
-        self.histogram(Metric::GrpcServerLatency, &[rpc.method, rpc.status]).record_ms(rpc.elapsed);
-        self.counter(Metric::GrpcServerCompletedRpcs, &[rpc.method, rpc.status]).inc();
+        let now = self.now.load();
+        now.histogram(Metric::GrpcServerReceivedBytes, &[rpc.method]).record(rpc.request_bytes as f64);
+        now.histogram(Metric::GrpcServerSentBytes, &[rpc.method]).record(rpc.response_bytes as f64);
+        now.histogram(Metric::GrpcServerLatency, &[rpc.method, rpc.status]).record_ms(rpc.elapsed);
+        now.counter(Metric::GrpcServerCompletedRpcs, &[rpc.method, rpc.status]).inc();
     }
 
     /// An outgoing RPC ended.
     pub fn grpc_called(&self, rpc: RpcExchange<'_>) {
-        self.histogram(Metric::GrpcClientSentBytes, &[rpc.method]).record(rpc.request_bytes as f64);
-        self.histogram(Metric::GrpcClientReceivedBytes, &[rpc.method]).record(rpc.response_bytes as f64);
-        self.histogram(Metric::GrpcClientRoundtripLatency, &[rpc.method, rpc.status]).record_ms(rpc.elapsed);
-        self.counter(Metric::GrpcClientCompletedRpcs, &[rpc.method, rpc.status]).inc();
+        let now = self.now.load();
+        now.histogram(Metric::GrpcClientSentBytes, &[rpc.method]).record(rpc.request_bytes as f64);
+        now.histogram(Metric::GrpcClientReceivedBytes, &[rpc.method]).record(rpc.response_bytes as f64);
+        now.histogram(Metric::GrpcClientRoundtripLatency, &[rpc.method, rpc.status]).record_ms(rpc.elapsed);
+        now.counter(Metric::GrpcClientCompletedRpcs, &[rpc.method, rpc.status]).inc();
     }
 
     /// A gRPC health probe of the app ended.
     pub fn grpc_probed(&self, status: &str, elapsed: Duration) {
-        self.counter(Metric::GrpcHealthprobesCompletedCount, &[status]).inc();
-        self.histogram(Metric::GrpcHealthprobesRoundtripLatency, &[status]).record_ms(elapsed);
+        let now = self.now.load();
+        now.counter(Metric::GrpcHealthprobesCompletedCount, &[status]).inc();
+        now.histogram(Metric::GrpcHealthprobesRoundtripLatency, &[status]).record_ms(elapsed);
+    }
+
+    /// This process serves in the place of another, `elapsed` after its first word to it.
+    pub fn took_over(&self, elapsed: Duration) {
+        self.counter(Metric::HandoverTotal, &["takenOver"]).inc();
+        self.histogram(Metric::HandoverLatencies, &["serving"]).record_ms(elapsed);
+    }
+
+    /// The subscriptions and input bindings of the process before were at rest, `elapsed` after the first word to it.
+    pub fn took_over_inputs(&self, elapsed: Duration) {
+        self.histogram(Metric::HandoverLatencies, &["settled"]).record_ms(elapsed);
+    }
+
+    /// A successor did not take over.
+    pub fn hand_over_failed(&self) {
+        self.counter(Metric::HandoverTotal, &["failed"]).inc();
     }
 
     /// A component was loaded from a document.
@@ -422,15 +450,17 @@ impl Metrics {
 
     /// An invocation answer of `src` came in.
     pub fn invocation_response_received(&self, src: &str, status: i32, streaming: bool, elapsed: Duration) {
+        let now = self.now.load();
         let status = status.to_string();
-        self.counter(Metric::InvocationResRecvTotal, &[src, &status, transfer(streaming)]).inc();
-        self.histogram(Metric::InvocationResRecvLatencyMs, &[src, &status]).record_ms(elapsed);
+        now.counter(Metric::InvocationResRecvTotal, &[src, &status, transfer(streaming)]).inc();
+        now.histogram(Metric::InvocationResRecvLatencyMs, &[src, &status]).record_ms(elapsed);
     }
 
     /// An error was answered. Does nothing unless the Configuration asks for it.
     pub fn error_code(&self, category: &str, code: &str) {
-        if self.record_error_codes {
-            self.counter(Metric::ErrorCodeTotal, &[category, code]).inc();
+        let now = self.now.load();
+        if now.record_error_codes {
+            now.counter(Metric::ErrorCodeTotal, &[category, code]).inc();
         }
     }
 }

@@ -14,7 +14,7 @@ use super::line::{Attempt, Line, Unsettled};
 use super::target::Failed;
 use crate::app::{AppVerdict, BulkEventEntry, BulkOptions, BulkTopicEvent};
 use crate::cx::TraceHeaders;
-use crate::metrics::{BulkIngressMetrics, ProcessStatus};
+use crate::metrics::{BulkIngressMetrics, Following, ProcessStatus};
 use crate::trace::Span;
 
 /// Most messages of one call, whatever a subscription asks for.
@@ -33,7 +33,7 @@ pub(super) struct Batcher {
     line: Arc<Line>,
     options: BulkOptions,
     queue: mpsc::Receiver<Item>,
-    counts: BulkIngressMetrics,
+    counts: Following<BulkIngressMetrics>,
 }
 
 struct Item {
@@ -54,7 +54,8 @@ pub(super) fn bulk(line: &Arc<Line>, options: BulkOptions) -> (Arc<BulkLine>, Ba
     let max_messages = options.max_messages.clamp(1, MAX_MESSAGES);
     let (sender, queue) = mpsc::channel(max_messages);
     let options = BulkOptions { max_messages, ..options };
-    let counts = line.metrics.bulk_ingress(&line.pubsub, &line.topic);
+    let (pubsub, topic) = (line.pubsub.clone(), line.topic.clone());
+    let counts = line.metrics.follow(move |m| m.bulk_ingress(&pubsub, &topic));
     let batcher = Batcher { line: line.clone(), options, queue, counts };
     (Arc::new(BulkLine { line: line.clone(), queue: sender }), batcher)
 }
@@ -200,7 +201,7 @@ impl Batcher {
     ) -> Result<(), Attempt> {
         let started = Instant::now();
         let answer = self.line.target.deliver_bulk(event).await;
-        self.counts.delivered(started.elapsed());
+        self.counts.get().delivered(started.elapsed());
         let answers = match answer {
             Ok(answers) => answers,
             Err(Failed::App(e)) if e.http_status == Some(404) => vec![AppVerdict::Drop; open.len()],
@@ -239,8 +240,8 @@ impl Batcher {
     /// Tells the component, and counts: `acked` says what an acknowledgement means here.
     fn settle(&self, item: Item, verdict: Verdict, acked: ProcessStatus) {
         match verdict {
-            Verdict::Ack => self.counts.events(acked, 1),
-            Verdict::Retry => self.counts.events(ProcessStatus::Retry, 1),
+            Verdict::Ack => self.counts.get().events(acked, 1),
+            Verdict::Retry => self.counts.get().events(ProcessStatus::Retry, 1),
             Verdict::Release => {}
         }
         // A component that no longer waits left the message to the broker.

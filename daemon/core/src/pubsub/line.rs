@@ -21,7 +21,7 @@ use super::route::Routes;
 use super::target::{Failed, Target};
 use crate::app::{AppError, AppVerdict, TopicEvent};
 use crate::cx::{Cx, Front};
-use crate::metrics::{IngressMetrics, Metrics, ProcessStatus};
+use crate::metrics::{Following, IngressMetrics, Metrics, ProcessStatus};
 use crate::ops::Operation;
 use crate::store::PubSubHandle;
 use crate::trace::{Span, SpanKind, Tracer, attribute};
@@ -46,7 +46,7 @@ pub(super) struct Line {
     pub target: Target,
     pub metrics: Arc<Metrics>,
     /// `None` where bulk counters take their place.
-    pub counts: Option<Counts>,
+    pub counts: Option<Following<Counts>>,
     pub tracer: Tracer,
     pub clock: Arc<dyn Clock>,
     pub quiet: Quiet,
@@ -122,6 +122,14 @@ impl Counts {
     pub(super) fn new(metrics: &Metrics, pubsub: &str, topic: &str) -> Self {
         let with = |status| metrics.ingress(pubsub, topic, status);
         Self { success: with("success"), retry: with("retry"), drop: with("drop") }
+    }
+
+    fn by(&self, status: ProcessStatus) -> &IngressMetrics {
+        match status {
+            ProcessStatus::Success => &self.success,
+            ProcessStatus::Retry => &self.retry,
+            ProcessStatus::Drop => &self.drop,
+        }
     }
 }
 
@@ -395,20 +403,12 @@ impl Line {
 
     pub(super) fn count(&self, topic: &str, process: ProcessStatus, status: ProcessStatus, elapsed: Duration) {
         let Some(own) = &self.counts else { return };
-        let other;
-        let counts = if topic == &*self.topic {
-            own
+        if topic == &*self.topic {
+            own.get().by(status).record(process, elapsed);
         } else {
             // A wildcard subscription sees other topics than its own.
-            other = Counts::new(&self.metrics, &self.pubsub, topic);
-            &other
-        };
-        match status {
-            ProcessStatus::Success => &counts.success,
-            ProcessStatus::Retry => &counts.retry,
-            ProcessStatus::Drop => &counts.drop,
+            Counts::new(&self.metrics, &self.pubsub, topic).by(status).record(process, elapsed);
         }
-        .record(process, elapsed);
     }
 
     pub(super) fn log_drop(&self, topic: &str, why: &'static str) {

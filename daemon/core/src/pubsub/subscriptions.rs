@@ -470,7 +470,10 @@ impl Subscriptions {
             dead_letter: sub.dead_letter_topic.clone(),
             target,
             metrics: parts.metrics.clone(),
-            counts: sub.bulk.is_none().then(|| Counts::new(&parts.metrics, &sub.pubsub, &sub.topic)),
+            counts: sub.bulk.is_none().then(|| {
+                let (pubsub, topic) = (sub.pubsub.clone(), sub.topic.clone());
+                parts.metrics.follow(move |m| Counts::new(m, &pubsub, &topic))
+            }),
             tracer: parts.tracer.clone(),
             clock: parts.clock.clone(),
             quiet: Quiet::default(),
