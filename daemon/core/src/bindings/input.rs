@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use crate::app::{AppChannel, AppError, BindingReply};
 use crate::core::Core;
 use crate::cx::{Cx, Front, TraceHeaders};
-use crate::metrics::OpMetrics;
+use crate::metrics::{Following, OpMetrics};
 use crate::pubsub::busy::Busy;
 use crate::store::InputHandle;
 use crate::swap::Drained;
@@ -30,8 +30,8 @@ const RETRY_MOST: Duration = Duration::from_secs(10);
 
 /// What a source that keeps events has to be silent for before it counts as empty.
 const EMPTY: Duration = Duration::from_secs(2);
-/// Longest wait for a source that takes another's place to be attached.
-const ATTACH: Duration = Duration::from_secs(2);
+/// Longest wait for the app to say whether it takes the events of a source that takes another's place.
+const ASK: Duration = Duration::from_secs(2);
 /// Pause between two looks whether a source has become idle.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -76,8 +76,18 @@ struct Reading {
     handle: Arc<InputHandle>,
     tasks: Tasks,
     busy: Arc<Busy>,
-    /// True once the source is attached, or the app said that it takes no events.
-    settled: watch::Receiver<bool>,
+    standing: watch::Receiver<Standing>,
+}
+
+/// How far a source is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// The app has not said yet whether it takes the events.
+    Asking,
+    /// The app takes them, the source is not in place yet.
+    Attaching,
+    /// The source is in place, or the app takes no events.
+    Settled,
 }
 
 /// A source that another one took the place of, or that is to go. Both read until it ends.
@@ -90,9 +100,9 @@ struct Source {
     app: Arc<dyn AppChannel>,
     handle: Arc<InputHandle>,
     route: String,
-    metrics: OpMetrics,
+    metrics: Following<OpMetrics>,
     busy: Arc<Busy>,
-    settled: watch::Sender<bool>,
+    standing: watch::Sender<Standing>,
 }
 
 /// The app's failure, as the inbound policy sees it.
@@ -194,32 +204,47 @@ impl Inputs {
         let keeps = beside.handle.inner.keeps_events();
         Some(match &beside.reading {
             Some(reading) => BesideState {
-                settled: *reading.settled.borrow(),
+                settled: reading.is_settled(),
                 in_flight: reading.busy.running(),
                 given_back: reading.busy.given_back(),
-                empty: !keeps || (*reading.settled.borrow() && reading.busy.idle_for(EMPTY)),
+                empty: !keeps || (reading.is_settled() && reading.busy.idle_for(EMPTY)),
             },
             // The app takes no events for now, so nobody knows.
             None => BesideState { settled: true, in_flight: 0, given_back: 0, empty: !keeps },
         })
     }
 
-    /// Starts a source that is new, or beside the one whose place it takes, and waits a moment
-    /// until it is attached. Nothing happens while the app takes no events.
-    pub async fn replace(&self, core: &Arc<Core>, handle: Arc<InputHandle>) -> Option<Leaving> {
-        let (mut settled, before) = {
+    /// Starts a source that is new, or beside the one whose place it takes, and waits until it is in
+    /// place, `limit` at most. Nothing happens while the app takes no events.
+    ///
+    /// # Errors
+    /// With `must`: the new source, where it was not in place in time. The one before goes on.
+    pub async fn replace(
+        &self,
+        core: &Arc<Core>,
+        handle: Arc<InputHandle>,
+        limit: Duration,
+        must: bool,
+    ) -> Result<Option<Leaving>, Leaving> {
+        let name: Box<str> = handle.info.name.as_ref().into();
+        let (mut standing, before) = {
             let mut state = self.state.lock();
-            if !state.on {
-                return None;
-            }
-            let reading = self.launch(core, handle)?;
-            let settled = reading.settled.clone();
-            (settled, state.running.insert(reading.handle.info.name.as_ref().into(), reading))
+            let Some(reading) = state.on.then(|| self.launch(core, handle)).flatten() else { return Ok(None) };
+            (reading.standing.clone(), state.running.insert(name.clone(), reading))
         };
-        if before.is_some() {
-            let _ = tokio::time::timeout(ATTACH, settled.wait_for(|s| *s)).await;
+        let Some(before) = before else { return Ok(None) };
+        if in_place(&mut standing, limit).await || !must {
+            return Ok(Some(Leaving(before)));
         }
-        before.map(Leaving)
+        let mut state = self.state.lock();
+        match state.on {
+            true => match state.running.insert(name, before) {
+                Some(new) => Err(Leaving(new)),
+                None => Ok(None),
+            },
+            // Stopped meanwhile, and the new one with it.
+            false => Ok(Some(Leaving(before))),
+        }
     }
 
     /// Takes a source that is to go off the list.
@@ -235,20 +260,37 @@ impl Inputs {
         let declared =
             metadata.get("direction").is_some_and(|d| d.to_lowercase().split(',').any(|d| d.trim() == "input"));
         let busy = Arc::new(Busy::default());
-        let (sender, settled) = watch::channel(false);
+        let (sender, standing) = watch::channel(Standing::Asking);
         let source = Source {
             core: core.clone(),
             app,
             handle: handle.clone(),
             route,
-            metrics: core.metrics.input_binding(name),
+            metrics: {
+                let name = name.to_owned();
+                core.metrics.follow(move |m| m.input_binding(&name))
+            },
             busy: busy.clone(),
-            settled: sender,
+            standing: sender,
         };
         let (limit, group) = (self.probe_limit, tasks.clone());
         tasks.spawn("input binding", async move { Arc::new(source).run(declared, limit, group).await });
-        Some(Reading { handle, tasks, busy, settled })
+        Some(Reading { handle, tasks, busy, standing })
     }
+}
+
+impl Reading {
+    fn is_settled(&self) -> bool {
+        *self.standing.borrow() == Standing::Settled
+    }
+}
+
+/// Waits for a source. One whose app does not answer counts: its events wait for the app anyway.
+async fn in_place(standing: &mut watch::Receiver<Standing>, limit: Duration) -> bool {
+    if tokio::time::timeout(ASK.min(limit), standing.wait_for(|s| *s != Standing::Asking)).await.is_err() {
+        return true;
+    }
+    tokio::time::timeout(limit, standing.wait_for(|s| *s == Standing::Settled)).await.is_ok()
 }
 
 impl Leaving {
@@ -285,9 +327,10 @@ impl Source {
         let name = self.handle.info.name.clone();
         let stop = tasks.stopping().clone();
         if !declared && !self.wanted(limit, &stop).await {
-            self.settled.send_replace(true);
+            self.standing.send_replace(Standing::Settled);
             return;
         }
+        self.standing.send_replace(Standing::Attaching);
         let mut pause = RETRY_FIRST;
         while let Err(e) = self.handle.inner.read(self.clone(), stop.clone()).await {
             tracing::error!(
@@ -358,7 +401,7 @@ impl Source {
 #[async_trait]
 impl OnBindingEvent for Source {
     fn attached(&self) {
-        self.settled.send_replace(true);
+        self.standing.send_replace(Standing::Settled);
     }
 
     async fn event(&self, event: BindingEvent) -> Result<Option<Bytes>> {
@@ -381,7 +424,7 @@ impl OnBindingEvent for Source {
                 self.app.binding_event(name, &self.route, &event, &trace).await.map_err(EventFailure)
             })
             .await;
-        self.metrics.record(outcome.is_ok(), began.elapsed());
+        self.metrics.get().record(outcome.is_ok(), began.elapsed());
         match outcome {
             Ok(reply) => {
                 let cx = Cx { front: Front::Http, trace };

@@ -13,9 +13,8 @@ use crate::pubsub::{Leave, Swap};
 use crate::store::drain_until;
 use crate::swap::{Drained, Pending};
 
-/// How long the subscriptions of a new instance may take to be in place before the old one
-/// stays, or is left anyway where the mode does not keep it. Joining a Kafka group takes three
-/// seconds by the brokers' default, and the old instance serves meanwhile.
+/// How long the subscriptions or the source of a new instance may take to be in place before the
+/// old one stays, or is left anyway where the mode does not keep it. The old one serves meanwhile.
 pub(super) const ATTACH: Duration = Duration::from_secs(15);
 /// How long calls and events in flight on an old instance may go on.
 pub(super) const GRACE: Duration = Duration::from_secs(30);
@@ -70,11 +69,20 @@ impl Loader {
                 readers.subscriptions = Some(swap);
             }
             Parts::Binding { input, .. } => {
-                publish.await;
+                let keeps = self.cx.strict && matches!(old, Some(Parts::Binding { .. }));
                 readers.input = match input {
-                    Some(input) => self.inputs.replace(core, input.clone()).await,
+                    // First, so that what callers of the new one write is within its reach.
+                    Some(input) => match self.inputs.replace(core, input.clone(), ATTACH, keeps).await {
+                        Ok(before) => before,
+                        Err(late) => {
+                            let _ = late.drain(false, SHORT_GRACE).await;
+                            parts.close().await;
+                            return Err(format!("its source was not in place within {ATTACH:?}"));
+                        }
+                    },
                     None => self.inputs.remove(&name),
                 };
+                publish.await;
             }
             Parts::Configuration(new) => {
                 publish.await;
