@@ -38,14 +38,20 @@ pub struct Departure {
     _done: tokio::sync::oneshot::Sender<()>,
 }
 
-/// Names of components that should run and do not.
-pub type DegradedNow = Box<dyn Fn() -> Vec<String> + Send + Sync>;
+/// What a door knows of the daemon behind it.
+pub trait House: Send + Sync {
+    /// Names of components that should run and do not.
+    fn degraded(&self) -> Vec<String>;
+
+    /// A successor did not take over.
+    fn failed(&self);
+}
 
 struct Keeper {
     app_id: String,
     namespace: String,
     health: Arc<Health>,
-    degraded: DegradedNow,
+    house: Arc<dyn House>,
     sockets: Vec<Inherited>,
     leave: mpsc::Sender<Departure>,
 }
@@ -60,13 +66,13 @@ impl Door {
         app_id: &str,
         namespace: &str,
         health: Arc<Health>,
-        degraded: DegradedNow,
+        house: Arc<dyn House>,
         sockets: Vec<Inherited>,
     ) -> io::Result<Self> {
         let (listener, file) = bind(path)?;
         let (leave, departures) = mpsc::channel(1);
         let keeper =
-            Keeper { app_id: app_id.to_owned(), namespace: namespace.to_owned(), health, degraded, sockets, leave };
+            Keeper { app_id: app_id.to_owned(), namespace: namespace.to_owned(), health, house, sockets, leave };
         let task = tokio::spawn(async move {
             let _file = file;
             keeper.run(listener).await;
@@ -132,11 +138,10 @@ impl Keeper {
                 Ok((stream, _)) => {
                     let wire = Wire::new(stream);
                     match timeout(PREPARE_LIMIT, self.serve(wire)).await {
-                        Ok(Ok(Some(done))) => {
+                        Ok(Ok(done)) => {
                             // Resolves when the departure is over without having led to anything.
                             let _ = done.await;
                         }
-                        Ok(Ok(None)) => {}
                         Ok(Err(e)) => tracing::warn!(
                             target: "dapr.runtime",
                             "a hand-over did not come about, this process goes on: {e}"
@@ -146,6 +151,7 @@ impl Keeper {
                             "a successor was not ready within {PREPARE_LIMIT:?}, this process goes on"
                         ),
                     }
+                    self.house.failed();
                 }
                 Err(e) => {
                     tracing::warn!(target: "dapr.runtime", "the hand-over socket does not accept: {e}");
@@ -155,7 +161,7 @@ impl Keeper {
         }
     }
 
-    async fn serve(&self, mut wire: Wire) -> io::Result<Option<tokio::sync::oneshot::Receiver<()>>> {
+    async fn serve(&self, mut wire: Wire) -> io::Result<tokio::sync::oneshot::Receiver<()>> {
         let pid = wire.peer()?;
         let hello = timeout(MESSAGE_LIMIT, wire.receive()).await.map_err(|_| io::ErrorKind::TimedOut)??;
         let version = match self.judge(hello) {
@@ -174,7 +180,7 @@ impl Keeper {
             protocol: PROTOCOL,
             version: cli::MECHA_VERSION.to_owned(),
             ready: self.health.phase() == Phase::Ready,
-            degraded: (self.degraded)(),
+            degraded: self.house.degraded(),
             sockets,
         };
         let descriptors: Vec<_> = self.sockets.iter().take(MAX_SOCKETS).map(|s| s.fd.as_fd()).collect();
@@ -187,7 +193,7 @@ impl Keeper {
         let (sender, done) = tokio::sync::oneshot::channel();
         let departure = Departure { wire, _done: sender };
         self.leave.send(departure).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
-        Ok(Some(done))
+        Ok(done)
     }
 
     /// The version of a successor that fits.

@@ -22,6 +22,6 @@ pub mod fuzzing;
 mod successor;
 mod wire;
 
-pub use self::door::{DegradedNow, Departure, Door};
+pub use self::door::{Departure, Door, House};
 pub use self::successor::{Predecessor, TakeoverError, take_over};
 pub use self::wire::{Inherited, Role};

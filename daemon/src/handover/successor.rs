@@ -49,6 +49,8 @@ pub struct Predecessor {
     pub degraded: Vec<String>,
     /// Its version.
     pub version: String,
+    /// When this daemon first spoke to it.
+    pub since: Instant,
 }
 
 /// Asks the daemon at `path` for its sockets. It goes on serving.
@@ -56,6 +58,7 @@ pub struct Predecessor {
 /// # Errors
 /// There is none, or it does not hand over.
 pub async fn take_over(path: &Path, options: &Options) -> Result<(Predecessor, Vec<Inherited>), TakeoverError> {
+    let since = Instant::now();
     let stream =
         UnixStream::connect(path).await.map_err(|reason| TakeoverError::Nobody { path: path.to_owned(), reason })?;
     let broken = |e: io::Error| TakeoverError::Broken(e.to_string());
@@ -84,7 +87,7 @@ pub async fn take_over(path: &Path, options: &Options) -> Result<(Predecessor, V
     }
     let inherited = sockets.into_iter().zip(descriptors);
     let inherited = inherited.map(|(socket, fd)| Inherited { role: socket.role, path: socket.path, fd }).collect();
-    Ok((Predecessor { wire, pid, ready, degraded, version }, inherited))
+    Ok((Predecessor { wire, pid, ready, degraded, version, since }, inherited))
 }
 
 async fn answer(wire: &mut Wire) -> Result<Message, TakeoverError> {

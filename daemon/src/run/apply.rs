@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mecha_components_api::{BuildCx, NameResolver, SystemClock};
 use mecha_core::app::AppSubscription;
 use mecha_core::invoke::{AccessControl, AccessList, AllowAll};
+use mecha_core::metrics::CheckedMetrics;
 use mecha_core::policies::Policies;
 use mecha_core::pubsub::from_document;
 use mecha_resources::{Configuration, HttpEndpoint, Located, Resiliency, Resource, Subscription};
@@ -15,34 +16,32 @@ use super::runtime::{Fixtures, Runtime, TELEMETRY_LIMIT};
 use super::{endpoints, names, settings, span_headers};
 use crate::telemetry::Telemetry;
 
-/// Why a document is not applied.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// It is wrong, or what it needs is not there.
-    Wrong(String),
-    /// It is right, and needs another runtime.
-    NeedsRestart(String),
-}
-
 /// A Configuration of which everything is prepared.
 struct Next {
     telemetry: Option<Telemetry>,
     resolver: Option<Arc<dyn NameResolver>>,
     access: Option<Arc<dyn AccessControl>>,
+    metrics: Option<CheckedMetrics>,
 }
 
 impl Runtime {
     /// Takes on another Configuration.
+    ///
+    /// # Errors
+    /// Every mistake in it; nothing of it is in force then.
     pub(super) async fn apply_configuration(
         &self,
         fix: &Fixtures,
         before: &Configuration,
         next: &Configuration,
-    ) -> Result<(), Refusal> {
-        fixed_at_start(before, next)?;
-        settings::refuse_unbuilt(next).map_err(Refusal::Wrong)?;
-        let prepared = self.prepare_configuration(fix, before, next).await.map_err(Refusal::Wrong)?;
-        let Next { telemetry, resolver, access } = prepared;
+    ) -> Result<(), String> {
+        let Next { telemetry, resolver, access, metrics } = self.prepare_configuration(fix, before, next).await?;
+        if before.mtls != next.mtls {
+            tracing::info!(
+                target: "dapr.runtime",
+                "Configuration: section mtls is for the certificate authority; flags decide what this sidecar does"
+            );
+        }
 
         let (rules, warnings) = settings::api_rules(next, fix.options.strict.api_rules);
         for warning in warnings {
@@ -50,6 +49,9 @@ impl Runtime {
         }
         self.core.api_rules.store(Arc::new(rules));
         self.core.secrets.set_scopes(settings::secret_scopes(next));
+        if let Some(metrics) = metrics {
+            self.core.metrics.change(metrics);
+        }
         if let Some(access) = access {
             self.core.invoke.set_access_control(access);
         }
@@ -69,7 +71,7 @@ impl Runtime {
         }
         self.loader.set_denied(next.denied_components.clone().unwrap_or_default());
         if before.api_logging != next.api_logging || before.tracing != next.tracing {
-            self.renew_fronts(fix, next).map_err(Refusal::Wrong)?;
+            self.renew_fronts(fix, next)?;
         }
         Ok(())
     }
@@ -80,41 +82,66 @@ impl Runtime {
         before: &Configuration,
         next: &Configuration,
     ) -> Result<Next, String> {
-        let (options, vars) = (&fix.options, fix.vars());
+        let mut mistakes: Vec<String> = settings::refuse_unbuilt(next).err().into_iter().collect();
         let access: Option<Arc<dyn AccessControl>> = match (&before.access_control, &next.access_control) {
             (old, new) if old == new => None,
             (_, None) => Some(Arc::new(AllowAll)),
-            (_, Some(list)) => Some(Arc::new(AccessList::compile(list)?)),
+            (_, Some(list)) => {
+                noted(AccessList::compile(list), &mut mistakes).map(|list| Arc::new(list) as Arc<dyn AccessControl>)
+            }
         };
-        let resolver = if before.name_resolution == next.name_resolution {
-            None
-        } else {
-            let cx = BuildCx {
-                name: "nameresolution".into(),
-                app_id: self.core.me.app_id.clone(),
-                namespace: self.core.me.namespace.clone(),
-                strict: options.strict.sqlite_full,
-                home: fix.home(),
-                clock: Arc::new(SystemClock),
-            };
-            let local = vars(names::REGISTRY_VARIABLE).filter(|p| !p.is_empty());
-            Some(names::build(self.loader.registry(), next, local, options.mode, &cx).await?)
+        let resolver = match before.name_resolution == next.name_resolution {
+            true => None,
+            false => noted(self.other_resolver(fix, next).await, &mut mistakes),
         };
-        let telemetry = if before.tracing == next.tracing {
-            None
-        } else {
-            let config = settings::tracing(next, &*vars);
-            let mut telemetry =
-                Telemetry::start(&config, &options.env.otel, &options.app_id).map_err(|e| e.to_string())?;
-            let headers = span_headers::read(&self.core, next, "").await;
-            telemetry.complete(headers).map_err(|e| e.to_string())?;
-            Some(telemetry)
+        let telemetry = match before.tracing == next.tracing {
+            true => None,
+            false => noted(self.other_telemetry(fix, next).await, &mut mistakes),
         };
-        Ok(Next { telemetry, resolver, access })
+        let metrics = match before.effective_metrics() == next.effective_metrics() {
+            true => None,
+            false => {
+                let (checked, wrong) = settings::metrics(next, &fix.options).check();
+                for mistake in wrong {
+                    if fix.options.strict.degrade {
+                        mistakes.push(mistake.to_string());
+                    } else {
+                        settings::left_out(&mistake);
+                    }
+                }
+                Some(checked)
+            }
+        };
+        match mistakes.is_empty() {
+            true => Ok(Next { telemetry, resolver, access, metrics }),
+            false => Err(mistakes.join("; ")),
+        }
+    }
+
+    async fn other_resolver(&self, fix: &Fixtures, next: &Configuration) -> Result<Arc<dyn NameResolver>, String> {
+        let cx = BuildCx {
+            name: "nameresolution".into(),
+            app_id: self.core.me.app_id.clone(),
+            namespace: self.core.me.namespace.clone(),
+            strict: fix.options.strict.sqlite_full,
+            home: fix.home(),
+            clock: Arc::new(SystemClock),
+        };
+        let local = fix.vars()(names::REGISTRY_VARIABLE).filter(|p| !p.is_empty());
+        names::build(self.loader.registry(), next, local, fix.options.mode, &cx).await
+    }
+
+    async fn other_telemetry(&self, fix: &Fixtures, next: &Configuration) -> Result<Telemetry, String> {
+        let (options, vars) = (&fix.options, fix.vars());
+        let config = settings::tracing(next, &*vars);
+        let mut telemetry = Telemetry::start(&config, &options.env.otel, &options.app_id).map_err(|e| e.to_string())?;
+        let headers = span_headers::read(&self.core, next, "").await;
+        telemetry.complete(headers).map_err(|e| e.to_string())?;
+        Ok(telemetry)
     }
 
     /// Takes on other policies. In strict mode one mistake keeps all of them out.
-    pub(super) fn apply_resiliency(&self, documents: &[Located<Resiliency>], strict: bool) -> Result<(), Refusal> {
+    pub(super) fn apply_resiliency(&self, documents: &[Located<Resiliency>], strict: bool) -> Result<(), String> {
         let documents: Vec<Resiliency> = documents.iter().map(|d| d.value.clone()).collect();
         for doc in &documents {
             tracing::info!(target: "dapr.runtime.resiliency", "Loading Resiliency configuration: {}", doc.name());
@@ -124,7 +151,7 @@ impl Runtime {
             tracing::error!(target: "dapr.runtime.resiliency", "Could not read resiliency policy {mistake}");
         }
         if strict && !mistakes.is_empty() {
-            return Err(Refusal::Wrong(mistakes.join("; ")));
+            return Err(mistakes.join("; "));
         }
         let policies = Arc::new(policies);
         policies.continue_apps(&self.policies.swap(policies.clone()));
@@ -192,20 +219,7 @@ impl Runtime {
     }
 }
 
-/// What a runtime is built around and cannot change without being built anew.
-fn fixed_at_start(before: &Configuration, next: &Configuration) -> Result<(), Refusal> {
-    let mut sections = Vec::new();
-    if before.effective_metrics() != next.effective_metrics() {
-        sections.push("metrics");
-    }
-    if before.mtls != next.mtls {
-        sections.push("mtls");
-    }
-    if sections.is_empty() {
-        return Ok(());
-    }
-    Err(Refusal::NeedsRestart(format!(
-        "section {} takes effect at a start only; restart the sidecar to apply this Configuration",
-        sections.join(" and ")
-    )))
+/// What was made, or nothing and one mistake more.
+fn noted<T>(made: Result<T, String>, mistakes: &mut Vec<String>) -> Option<T> {
+    made.map_err(|e| mistakes.push(e)).ok()
 }

@@ -27,7 +27,7 @@ use super::source::{self, Depth};
 use super::stop::{self, Cause};
 use super::{app_side, documents, fatal};
 use crate::cli::{self, Mode, Options};
-use crate::handover::{self, DegradedNow, Departure, Door, Inherited};
+use crate::handover::{self, Departure, Door, House, Inherited};
 use crate::http::public;
 use crate::identity::{self, Workload};
 use crate::peer::Connected;
@@ -55,6 +55,16 @@ impl Live {
     pub(super) fn replace(&self, next: Arc<Runtime>) {
         self.current.store(next);
         self.replaced.notify_one();
+    }
+}
+
+impl House for Live {
+    fn degraded(&self) -> Vec<String> {
+        self.load().core.store.snapshot().degraded.keys().map(ToString::to_string).collect()
+    }
+
+    fn failed(&self) {
+        self.load().core.metrics.hand_over_failed();
     }
 }
 
@@ -230,6 +240,7 @@ pub(super) async fn run(options: Options) -> ExitCode {
             return stop::run(&fix, runtime, servers, Cause::Failure).await;
         }
         tracing::info!(target: "dapr.runtime", "took over from a daemon of version {}", predecessor.version);
+        runtime.core.metrics.took_over(predecessor.since.elapsed());
     }
     runtime.name.begin();
     let door = match door(&fix, &live, duplicates) {
@@ -247,7 +258,9 @@ pub(super) async fn run(options: Options) -> ExitCode {
     let options = fix.options.clone();
     let attached = tokio::spawn(async move {
         if let Some(predecessor) = predecessor {
+            let since = predecessor.since;
             predecessor.settled().await;
+            runtime.core.metrics.took_over_inputs(since.elapsed());
         }
         app_side::attach(runtime, options, began).await;
     });
@@ -268,10 +281,7 @@ fn worse(runtime: &Runtime, degraded_before: &[String]) -> Option<String> {
 fn door(fix: &Fixtures, live: &Arc<Live>, sockets: Option<Vec<Inherited>>) -> Result<Option<Door>, String> {
     let (Some(path), Some(sockets)) = (&fix.options.handover, sockets) else { return Ok(None) };
     let options = &fix.options;
-    let live = live.clone();
-    let degraded: DegradedNow =
-        Box::new(move || live.load().core.store.snapshot().degraded.keys().map(ToString::to_string).collect());
-    let opened = Door::open(path, &options.app_id, options.env.namespace(), fix.health.clone(), degraded, sockets);
+    let opened = Door::open(path, &options.app_id, options.env.namespace(), fix.health.clone(), live.clone(), sockets);
     opened.map(Some).map_err(|e| format!("cannot listen on {} (--mecha-handover): {e}", path.display()))
 }
 

@@ -13,7 +13,6 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::apply::Refusal;
 use super::documents::{self, Documents, Finding};
 use super::live::Live;
 use super::runtime::{Fixtures, Runtime};
@@ -138,7 +137,9 @@ impl Reloader {
                 () = self.stop.cancelled() => return,
                 () = self.hangup.notified() => self.hung_up().await,
                 () = changed => {
-                    self.wait_until_quiet().await;
+                    if !self.source.comes_whole() {
+                        self.wait_until_quiet().await;
+                    }
                     self.list(Depth::Watched).await;
                 }
                 () = sleep_until(relist) => {
@@ -283,9 +284,8 @@ impl Reloader {
                     done(pending, &runtime);
                     self.current.configuration = next.configuration.clone();
                 }
-                Err(Refusal::NeedsRestart(_)) if !strict => return self.rebuild(next).await,
-                Err(Refusal::Wrong(cause)) if !strict => return self.give_up(&cause),
-                Err(Refusal::Wrong(cause) | Refusal::NeedsRestart(cause)) => {
+                Err(cause) if !strict => return self.give_up(&cause),
+                Err(cause) => {
                     let name = configuration_name(&next.configuration);
                     self.refused(&runtime, pending, Configuration::KIND, &name, &cause);
                     next.configuration = self.current.configuration.clone();
@@ -322,7 +322,7 @@ impl Reloader {
                 pending.into_iter().for_each(|(_, pending)| done(pending, runtime));
                 self.current.resiliencies.clone_from(&next.resiliencies);
             }
-            Err(Refusal::Wrong(cause) | Refusal::NeedsRestart(cause)) => {
+            Err(cause) => {
                 for (name, pending) in pending {
                     self.refused(runtime, pending, Resiliency::KIND, name, &cause);
                 }

@@ -115,9 +115,7 @@ impl Runtime {
             Some(old) => Metrics::succeed(&old.core.metrics, metrics_config),
             None => Metrics::lenient(metrics_config),
         };
-        for mistake in mistakes {
-            tracing::error!(target: "dapr.metrics", "Configuration: {mistake}; the setting is left out");
-        }
+        mistakes.iter().for_each(settings::left_out);
         let metrics = Arc::new(metrics);
         if let Some(workload) = &fix.workload {
             workload.report_to(metrics.clone());

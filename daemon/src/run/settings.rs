@@ -6,7 +6,7 @@ use std::time::Duration;
 use mecha_components_api::{Metadata, Secret};
 use mecha_core::api_rules::{ApiRule, ApiRules};
 use mecha_core::metadata::{AppConnection, AppHealthInfo, Fixed};
-use mecha_core::metrics::MetricsConfig;
+use mecha_core::metrics::{MetricsConfig, MetricsError};
 use mecha_core::secrets::{SecretScope, SecretScopes};
 use mecha_resources::{Configuration, DefaultAccess, ValueSource, env_ref_allowed};
 
@@ -56,6 +56,11 @@ pub(super) fn metrics(config: &Configuration, options: &Options) -> MetricsConfi
     let mut out = MetricsConfig::new(&options.app_id, options.env.namespace.clone().unwrap_or_default());
     out.enabled = options.metrics.enabled;
     out.with_document(&config.effective_metrics())
+}
+
+/// Says which setting of the metrics is wrong, where it costs no more than itself.
+pub(super) fn left_out(mistake: &MetricsError) {
+    tracing::error!(target: "dapr.metrics", "Configuration: {mistake}; the setting is left out");
 }
 
 /// Which secrets this app may read.
