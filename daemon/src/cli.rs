@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use address::{BoundPorts, host_address, host_name, overlay, stable_peer_port};
-pub use env::{Env, OtelEnv, is_truthy};
+pub use env::{Env, is_truthy};
 pub use flags::{FLAGS, FlagDoc, FlagGroup, FlagValue};
 pub use help::{GIT_COMMIT, MECHA_VERSION, RUNTIME_VERSION, build_info, help, placeholder, version};
 

@@ -4,12 +4,8 @@
 //! Every exporter has a bounded queue and a thread of its own; a collector
 //! that is slow or away costs spans, never requests.
 
-mod client;
 mod config;
-mod convert;
 mod document;
-mod otlp;
-mod report;
 mod stdout;
 #[cfg(test)]
 mod tests;
@@ -20,25 +16,14 @@ use std::time::Duration;
 
 use mecha_components_api::Secret;
 use mecha_core::trace::{Mode, Sampler, SpanSink, Tracer};
-use opentelemetry::KeyValue;
+use mecha_otlp::{OtelEnv, OtlpPlan, Sink, flush, resource};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SpanExporter, SpanProcessor};
+use opentelemetry_sdk::error::OTelSdkError;
+use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanExporter};
 use thiserror::Error;
 use tokio::runtime::Handle;
 
-use crate::cli::OtelEnv;
-pub use config::{ExporterPlan, OtelConfig, OtlpPlan, OtlpProtocol, Plan, TracingConfig, plan};
-use convert::Sink;
-use report::Reporting;
-
-/// Spans that may wait for an exporter; more are dropped.
-const QUEUE: usize = 2048;
-
-/// Spans sent at a time.
-const BATCH: usize = 512;
-
-/// Longest a span waits for its batch to fill.
-const DELAY: Duration = Duration::from_secs(2);
+pub use config::{ExporterPlan, OtelConfig, Plan, TracingConfig, plan};
 
 /// Why export could not be set up.
 #[derive(Debug, Error)]
@@ -87,11 +72,11 @@ impl Telemetry {
     pub fn complete(&mut self, headers: Vec<(String, Secret)>) -> Result<(), TelemetryError> {
         let Some(Waiting { mut otlp, resource, service_name }) = self.waiting.take() else { return Ok(()) };
         for (name, value) in headers {
-            let name = name.to_ascii_lowercase();
-            if !config::is_header(&name, &value) {
-                tracing::warn!(target: "dapr.runtime", "tracing.otel.headers: {name:?} is not a valid header; ignored");
-            } else if !otlp.headers.iter().any(|(known, _)| *known == name) {
-                otlp.headers.push((name, value));
+            match mecha_otlp::header(&name, value.expose()) {
+                Some((name, value)) => drop(otlp.headers.entry(name).or_insert(value)),
+                None => {
+                    tracing::warn!(target: "dapr.runtime", "tracing.otel.headers: {name:?} is not a valid header; ignored");
+                }
             }
         }
         // Set once: there is one waiting exporter at most.
@@ -100,8 +85,7 @@ impl Telemetry {
     }
 
     fn from_plan(plan: Plan, headers_follow: bool) -> Result<Self, TelemetryError> {
-        let attributes = plan.resource.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
-        let resource = Resource::builder_empty().with_attributes(attributes).build();
+        let resource = resource(&plan.resource);
         let mut processors = Vec::new();
         let mut waiting = None;
         for exporter in plan.exporters {
@@ -120,7 +104,7 @@ impl Telemetry {
             Mode::PassThrough => Tracer::pass_through(),
             Mode::On => {
                 let sink: Option<Arc<dyn SpanSink>> = (!processors.is_empty() || waiting.is_some())
-                    .then(|| Arc::new(Sink::new(Arc::clone(&processors), Arc::clone(&late))) as _);
+                    .then(|| Arc::new(Sink::new("mechad", Arc::clone(&processors), Arc::clone(&late))) as _);
                 Tracer::on(plan.sampler, sink)
             }
         };
@@ -135,23 +119,7 @@ impl Telemetry {
     /// Sends what waits and ends the exporters, for `limit` at most. Call it
     /// after the last request. `false`: some spans may be lost.
     pub async fn shutdown(self, limit: Duration) -> bool {
-        let Self { processors, late, .. } = self;
-        if processors.is_empty() && late.get().is_none() {
-            return true;
-        }
-        // The processors block while they flush; the connections they flush
-        // through need this runtime's threads.
-        let flush = tokio::task::spawn_blocking(move || {
-            std::thread::scope(|scope| {
-                let flushing: Vec<_> = processors
-                    .iter()
-                    .chain(late.get())
-                    .map(|processor| scope.spawn(move || processor.shutdown_with_timeout(limit).is_ok()))
-                    .collect();
-                flushing.into_iter().all(|thread| thread.join().unwrap_or(false))
-            })
-        });
-        matches!(tokio::time::timeout(limit, flush).await, Ok(Ok(true)))
+        flush(self.processors, self.late, limit).await
     }
 }
 
@@ -166,7 +134,7 @@ impl ExporterPlan {
                 Ok(processor(exporter, name, resource))
             }
             ExporterPlan::Otlp(otlp) => {
-                let exporter = otlp::exporter(&otlp, runtime(&fail)?).map_err(&fail)?;
+                let exporter = mecha_otlp::exporter(&otlp, runtime(&fail)?).map_err(&fail)?;
                 Ok(processor(exporter, name, resource))
             }
         }
@@ -178,12 +146,8 @@ fn runtime(fail: &dyn Fn(String) -> TelemetryError) -> Result<Handle, TelemetryE
 }
 
 fn processor<E: SpanExporter + 'static>(exporter: E, name: String, resource: &Resource) -> BatchSpanProcessor {
-    let config = BatchConfigBuilder::default()
-        .with_max_queue_size(QUEUE)
-        .with_max_export_batch_size(BATCH)
-        .with_scheduled_delay(DELAY)
-        .build();
-    let mut processor = BatchSpanProcessor::builder(Reporting::new(exporter, name)).with_batch_config(config).build();
-    processor.set_resource(resource);
-    processor
+    let report = move |spans: usize, error: &OTelSdkError| {
+        tracing::warn!(target: "dapr.runtime", spans, "could not export traces to {name}: {error}");
+    };
+    mecha_otlp::processor(exporter, resource, Box::new(report))
 }

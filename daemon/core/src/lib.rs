@@ -28,11 +28,11 @@ pub mod state;
 pub mod store;
 pub mod swap;
 mod tasks;
-pub mod trace;
 pub mod unbuilt;
 
 pub use core::{Core, CoreParts, ShutdownRequest};
 pub use cx::{Cx, Front, TraceHeaders};
 pub use error::{ApiError, Detail, Shape};
 pub use identity::Identity;
+pub use mecha_trace as trace;
 pub use tasks::Tasks;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mecha_components_api::{Secret, parse_go_duration};
+use mecha_otlp::OtelEnv;
 
 /// Peer connections without a call are closed after this long.
 const DEFAULT_PEER_IDLE: Duration = Duration::from_secs(180);
@@ -90,25 +91,6 @@ impl Default for SnapshotEnv {
     }
 }
 
-/// `OTEL_*`. A variable for traces wins over the one for all signals.
-#[derive(Clone, Debug, Default)]
-pub struct OtelEnv {
-    /// `OTEL_SERVICE_NAME`.
-    pub service_name: Option<String>,
-    /// `OTEL_RESOURCE_ATTRIBUTES`: csv of `key=value`.
-    pub resource_attributes: Option<String>,
-    /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, else `OTEL_EXPORTER_OTLP_ENDPOINT`.
-    pub endpoint: Option<String>,
-    /// `…_PROTOCOL`.
-    pub protocol: Option<String>,
-    /// `…_INSECURE`.
-    pub insecure: bool,
-    /// `…_HEADERS`: csv of `key=value`. A secret, for tokens are put there.
-    pub headers: Option<Secret>,
-    /// `…_TIMEOUT`, milliseconds.
-    pub timeout: Option<Duration>,
-}
-
 impl Env {
     /// Reads all variables.
     pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Self {
@@ -177,31 +159,6 @@ impl Env {
     /// The namespace as identity: `default` when none is set.
     pub fn namespace(&self) -> &str {
         self.namespace.as_deref().unwrap_or("default")
-    }
-}
-
-impl OtelEnv {
-    fn read(get: &dyn Fn(&str) -> Option<String>, warnings: &mut Vec<String>) -> Self {
-        let otlp = |name: &str| {
-            get(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}")).or_else(|| get(&format!("OTEL_EXPORTER_OTLP_{name}")))
-        };
-        let timeout = otlp("TIMEOUT").and_then(|text| match text.trim().parse() {
-            Ok(0) => None,
-            Ok(ms) => Some(Duration::from_millis(ms)),
-            Err(_) => {
-                warnings.push(format!("OTEL_EXPORTER_OTLP_TIMEOUT: {text:?} is not a number of milliseconds; ignored"));
-                None
-            }
-        });
-        Self {
-            service_name: get("OTEL_SERVICE_NAME"),
-            resource_attributes: get("OTEL_RESOURCE_ATTRIBUTES"),
-            endpoint: otlp("ENDPOINT"),
-            protocol: otlp("PROTOCOL"),
-            insecure: otlp("INSECURE").is_some_and(|value| is_truthy(&value)),
-            headers: otlp("HEADERS").map(Secret::new),
-            timeout,
-        }
     }
 }
 

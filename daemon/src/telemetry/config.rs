@@ -6,17 +6,7 @@ use std::time::Duration;
 
 use mecha_components_api::Secret;
 use mecha_core::trace::{DEFAULT_SAMPLING_RATIO, Mode, Sampler};
-use percent_encoding::percent_decode_str;
-
-use crate::cli::OtelEnv;
-
-/// Until an export has failed, when nobody says how long.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Path of OTLP over HTTP.
-const OTLP_PATH: &str = "/v1/traces";
-
-const SERVICE_NAME: &str = "service.name";
+use mecha_otlp::{DEFAULT_TIMEOUT, OtelEnv, OtlpPlan, OtlpProtocol, header, without_userinfo};
 
 /// The Configuration's `tracing` section.
 #[derive(Clone, Debug, Default)]
@@ -46,15 +36,6 @@ pub struct OtelConfig {
     pub headers_follow: bool,
     /// Limit of one export.
     pub timeout: Option<Duration>,
-}
-
-/// OTLP's two transports.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum OtlpProtocol {
-    /// Port 4317 by custom.
-    Grpc,
-    /// Protobuf over HTTP; port 4318 by custom.
-    Http,
 }
 
 /// What [`plan`] found.
@@ -88,19 +69,6 @@ pub enum ExporterPlan {
     Otlp(OtlpPlan),
 }
 
-/// An OTLP exporter.
-#[derive(Clone, Debug)]
-pub struct OtlpPlan {
-    /// Transport.
-    pub protocol: OtlpProtocol,
-    /// With scheme; for HTTP with path.
-    pub url: String,
-    /// Lower-case names.
-    pub headers: Vec<(String, Secret)>,
-    /// Limit of one export.
-    pub timeout: Duration,
-}
-
 impl Default for OtelConfig {
     fn default() -> Self {
         Self {
@@ -119,7 +87,7 @@ impl fmt::Display for ExporterPlan {
         match self {
             ExporterPlan::Stdout => f.write_str("standard output"),
             ExporterPlan::Zipkin { url } => write!(f, "Zipkin at {}", without_userinfo(url)),
-            ExporterPlan::Otlp(otlp) => write!(f, "OTLP at {}", without_userinfo(&otlp.url)),
+            ExporterPlan::Otlp(otlp) => write!(f, "{otlp}"),
         }
     }
 }
@@ -158,88 +126,27 @@ pub fn plan(config: &TracingConfig, env: &OtelEnv, app_id: &str) -> Plan {
     if off {
         exporters.clear();
     }
-    let service_name = given(&env.service_name).unwrap_or_else(|| app_id.to_owned());
-    let mut resource = vec![(SERVICE_NAME.to_owned(), service_name.clone())];
-    for (key, value) in
-        pairs(env.resource_attributes.as_deref().unwrap_or_default(), "OTEL_RESOURCE_ATTRIBUTES", &mut warnings)
-    {
-        if key != SERVICE_NAME {
-            resource.push((key, value));
-        }
-    }
+    let service_name = env.service_name(app_id);
+    let resource = env.resource(&service_name);
     let sampler = Sampler::new(rate.unwrap_or(DEFAULT_SAMPLING_RATIO));
     Plan { mode, sampler, exporters, service_name, resource, warnings }
 }
 
 fn otlp(config: &TracingConfig, env: &OtelEnv, endpoint: &str, from_env: bool, warnings: &mut Vec<String>) -> OtlpPlan {
-    let (scheme, rest) = match endpoint.split_once("://") {
-        Some((scheme, rest)) => (scheme.to_ascii_lowercase(), rest),
-        None => (String::new(), endpoint),
-    };
     let (protocol, insecure) = if from_env {
         (env.protocol.as_deref(), env.insecure)
     } else {
         (config.otel.protocol.as_deref(), !config.otel.is_secure)
     };
-    let protocol = match protocol {
-        Some(text) if text.trim().to_ascii_lowercase().starts_with("http") => OtlpProtocol::Http,
-        _ => OtlpProtocol::Grpc,
-    };
-    // A scheme is the clearest word on TLS; the incumbent drops it and then
-    // talks TLS to a plain port.
-    let scheme = if insecure || scheme == "http" { "http" } else { "https" };
-    let rest = rest.trim_end_matches('/');
-    let url = match protocol {
-        OtlpProtocol::Grpc => format!("{scheme}://{rest}"),
-        OtlpProtocol::Http if rest.ends_with(OTLP_PATH) => format!("{scheme}://{rest}"),
-        OtlpProtocol::Http => format!("{scheme}://{rest}{OTLP_PATH}"),
-    };
-    let mut headers: Vec<(String, Secret)> =
-        config.otel.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
-    if let Some(text) = &env.headers {
-        for (name, value) in pairs(text.expose(), "OTEL_EXPORTER_OTLP_HEADERS", warnings) {
-            let name = name.to_ascii_lowercase();
-            headers.retain(|(known, _)| *known != name);
-            headers.push((name, Secret::new(value)));
+    let mut plan = OtlpPlan::new(OtlpProtocol::of(protocol), endpoint, insecure);
+    for (name, value) in &config.otel.headers {
+        match header(name, value.expose()) {
+            Some((name, value)) => drop(plan.headers.insert(name, value)),
+            None => warnings.push(format!("tracing.otel.headers: {name:?} is not a valid header; ignored")),
         }
     }
-    headers.retain(|(name, value)| {
-        let valid = is_header(name, value);
-        if !valid {
-            warnings.push(format!("tracing.otel.headers: {name:?} is not a valid header; ignored"));
-        }
-        valid
-    });
-    OtlpPlan { protocol, url, headers, timeout: env.timeout.or(config.otel.timeout).unwrap_or(DEFAULT_TIMEOUT) }
-}
-
-pub(super) fn is_header(name: &str, value: &Secret) -> bool {
-    http::HeaderName::try_from(name).is_ok() && http::HeaderValue::try_from(value.expose()).is_ok()
-}
-
-/// csv of `key=value`, values percent-decoded. Warnings name no value: it may be a token.
-fn pairs(text: &str, variable: &str, warnings: &mut Vec<String>) -> Vec<(String, String)> {
-    let mut pairs = Vec::new();
-    for (at, pair) in text.split(',').enumerate().filter(|(_, pair)| !pair.trim().is_empty()) {
-        let decoded = pair.split_once('=').and_then(|(key, value)| {
-            let key = key.trim();
-            let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
-            (!key.is_empty()).then(|| (key.to_owned(), value.into_owned()))
-        });
-        match decoded {
-            Some(pair) => pairs.push(pair),
-            None => warnings.push(format!("{variable}: entry {} is not key=value; ignored", at + 1)),
-        }
-    }
-    pairs
-}
-
-/// For logs and errors: a URL may hold a password.
-fn without_userinfo(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let host_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    match rest[..host_end].rfind('@') {
-        Some(at) => format!("{scheme}://{}", &rest[at + 1..]),
-        None => url.to_owned(),
-    }
+    // The environment's win.
+    plan.headers.extend(env.headers.clone());
+    plan.timeout = env.timeout.or(config.otel.timeout).unwrap_or(DEFAULT_TIMEOUT);
+    plan
 }

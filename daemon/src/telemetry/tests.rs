@@ -18,11 +18,17 @@ fn otel(endpoint: &str) -> OtelConfig {
     OtelConfig { endpoint_address: Some(endpoint.into()), ..OtelConfig::default() }
 }
 
+fn variables(pairs: &[(&str, &str)]) -> (OtelEnv, Vec<String>) {
+    let mut warnings = Vec::new();
+    let lookup = |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+    (OtelEnv::read(&lookup, &mut warnings), warnings)
+}
+
 fn plan_of(config: &TracingConfig, env: &OtelEnv) -> Plan {
     plan(config, env, "shop")
 }
 
-fn otlp_of(plan: &Plan) -> &config::OtlpPlan {
+fn otlp_of(plan: &Plan) -> &OtlpPlan {
     match &plan.exporters[..] {
         [ExporterPlan::Otlp(otlp)] => otlp,
         other => panic!("{other:?}"),
@@ -86,21 +92,20 @@ fn the_documents_endpoint_wins_but_headers_and_timeout_are_the_environments() {
         },
         ..TracingConfig::default()
     };
-    let env = OtelEnv {
-        endpoint: Some("env:4317".into()),
-        protocol: Some("grpc".into()),
-        headers: Some(Secret::new("x-key=from%20env, broken, bad name=x")),
-        timeout: Some(Duration::from_millis(250)),
-        ..OtelEnv::default()
-    };
+    let (env, warnings) = variables(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "env:4317"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=from%20env, broken, bad name=x"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "250"),
+    ]);
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
     let plan = plan_of(&config, &env);
     let otlp = otlp_of(&plan);
     assert_eq!((otlp.protocol, otlp.url.as_str()), (OtlpProtocol::Http, "http://doc:4318/v1/traces"));
     assert_eq!(plan.sampler.ratio(), 0.0001);
-    let headers: BTreeMap<&str, &str> = otlp.headers.iter().map(|(n, v)| (n.as_str(), v.expose())).collect();
+    let headers: BTreeMap<&str, &str> = otlp.headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
     assert_eq!(headers, BTreeMap::from([("x-key", "from env"), ("x-other", "kept")]));
     assert_eq!(otlp.timeout, Duration::from_millis(250));
-    assert_eq!(plan.warnings.len(), 2, "{:?}", plan.warnings);
     assert!(!format!("{plan:?}").contains("from env"));
     let without = plan_of(&config, &OtelEnv::default());
     assert_eq!(otlp_of(&without).timeout, Duration::from_secs(3));
@@ -108,11 +113,10 @@ fn the_documents_endpoint_wins_but_headers_and_timeout_are_the_environments() {
 
 #[test]
 fn the_resource_names_the_service() {
-    let env =
-        OtelEnv { resource_attributes: Some("team=shop%20floor,service.name=other,=x".into()), ..OtelEnv::default() };
+    let (env, warnings) = variables(&[("OTEL_RESOURCE_ATTRIBUTES", "team=shop%20floor,service.name=other,=x")]);
     let plan = plan_of(&TracingConfig::default(), &env);
     assert_eq!(plan.resource, [("service.name".into(), "shop".into()), ("team".into(), "shop floor".into())]);
-    assert_eq!(plan.warnings.len(), 1);
+    assert_eq!(warnings.len(), 1);
     let named = OtelEnv { service_name: Some("front".into()), ..env };
     assert_eq!(plan_of(&TracingConfig::default(), &named).service_name, "front");
 }
@@ -261,7 +265,7 @@ async fn a_collector_that_is_away_costs_no_time() {
         TracingConfig { zipkin_endpoint: Some(format!("http://{}/", silent.local_addr().unwrap())), ..with_rate("1") };
     let telemetry = Telemetry::start(&config, &OtelEnv::default(), "shop").unwrap();
     let started = std::time::Instant::now();
-    for _ in 0..3 * QUEUE {
+    for _ in 0..3 * mecha_otlp::QUEUE {
         record(&telemetry);
     }
     assert!(started.elapsed() < Duration::from_secs(5));
@@ -305,7 +309,7 @@ fn spans_on_standard_output_are_json_objects() {
     let parent = TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", None);
     tracer.start(SpanKind::Server, parent.as_ref(), || "CallLocal/shop/buy").end();
     let span = spans.lock().unwrap().remove(0);
-    let data = convert::convert(span, opentelemetry::InstrumentationScope::default());
+    let data = mecha_otlp::convert(span, opentelemetry::InstrumentationScope::default());
     let line = stdout::Stdout::default().line(&data);
     assert_eq!(line["Name"], "CallLocal/shop/buy");
     assert_eq!(line["TraceID"], "4bf92f3577b34da6a3ce929d0e0e4736");

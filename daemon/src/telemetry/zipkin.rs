@@ -5,13 +5,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http::Request;
 use http::header::CONTENT_TYPE;
+use mecha_otlp::ExportClient;
 use opentelemetry::trace::{SpanId, SpanKind, Status};
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use serde_json::{Map, Value, json};
 use tokio::runtime::Handle;
-
-use super::client::ExportClient;
 
 /// Limit of one post.
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -21,6 +21,8 @@ const TESTKIT: &str = "mecha-testkit";
 const CONTROL: &str = "mecha-control";
 const CORE: &str = "mecha-core";
 const DAEMON: &str = "mechad";
+const OTLP: &str = "mecha-otlp";
+const TRACE: &str = "mecha-trace";
 
 /// Crates outside `components/`; a component sees the contract and nothing else.
 const HOUSE: &[(&str, Sees)] = &[
@@ -30,13 +32,16 @@ const HOUSE: &[(&str, Sees)] = &[
     (TESTKIT, Sees::Only(&[API])),
     (FACADE, Sees::EveryComponent),
     ("mecha-resiliency", Sees::Only(&[API])),
-    (CORE, Sees::Only(&[API, "mecha-resources", "mecha-resiliency"])),
+    (CORE, Sees::Only(&[API, "mecha-resources", "mecha-resiliency", TRACE])),
+    // Spans, and what sends them: the same in the sidecar and the control part, so that a trace covers both.
+    (TRACE, Sees::Only(&[])),
+    (OTLP, Sees::Only(&[TRACE])),
     // Who a workload is; the sidecar and the control part prove it to each other with the same code.
     (IDENTITY, Sees::Only(&[])),
-    (DAEMON, Sees::Only(&[API, FACADE, CORE, IDENTITY, "mecha-proto", "mecha-resiliency", "mecha-resources"])),
+    (DAEMON, Sees::Only(&[API, FACADE, CORE, IDENTITY, OTLP, "mecha-proto", "mecha-resiliency", "mecha-resources"])),
     ("mecha-decide", Sees::Only(&["mecha-resources"])),
     ("mecha-patch", Sees::Only(&["mecha-resources"])),
-    ("mecha-apiserver", Sees::Only(&["mecha-resources"])),
+    ("mecha-apiserver", Sees::Only(&["mecha-resources", TRACE])),
     // A role sees what it needs: the hub delivers nothing, the agent decides nothing, the webhook does neither.
     ("mecha-hub", Sees::Only(&["mecha-apiserver", "mecha-decide", "mecha-resources"])),
     ("mecha-agent", Sees::Only(&["mecha-apiserver", IDENTITY, "mecha-proto", "mecha-resources"])),
@@ -45,7 +50,15 @@ const HOUSE: &[(&str, Sees)] = &[
     ("mecha-sources", Sees::Only(&["mecha-apiserver", "mecha-resources"])),
     (
         CONTROL,
-        Sees::Only(&["mecha-agent", "mecha-apiserver", "mecha-hub", "mecha-issuer", "mecha-sources", "mecha-webhook"]),
+        Sees::Only(&[
+            "mecha-agent",
+            "mecha-apiserver",
+            "mecha-hub",
+            "mecha-issuer",
+            OTLP,
+            "mecha-sources",
+            "mecha-webhook",
+        ]),
     ),
     ("mecha", Sees::Only(&["mecha-apiserver", "mecha-decide", "mecha-patch", "mecha-proto", "mecha-resources"])),
     ("mecha-tests", Sees::Everything),
@@ -223,10 +236,12 @@ mod tests {
             .member("daemon", DAEMON, &[CORE, FACADE, API, "mecha-proto", "hyper"])
             .member("injector/decide", "mecha-decide", &["mecha-resources", "http"])
             .member("identity", IDENTITY, &["rustls"])
+            .member("telemetry/trace", TRACE, &[])
+            .member("telemetry/otlp", OTLP, &[TRACE, "hyper"])
             .member("injector/apiserver", "mecha-apiserver", &["mecha-resources", "kube", "dev:mecha-testkit"])
             .member("injector/hub", "mecha-hub", &["mecha-apiserver", "mecha-decide", "mecha-resources", "kube"])
             .member("injector/agent", "mecha-agent", &["mecha-apiserver", IDENTITY, "mecha-proto", "kube"])
-            .member("injector", CONTROL, &["mecha-agent", "mecha-apiserver", "mecha-hub", "tokio"])
+            .member("injector", CONTROL, &["mecha-agent", "mecha-apiserver", "mecha-hub", OTLP, "tokio"])
             .member("cli", "mecha", &["mecha-decide", "mecha-resources"])
             .member("tests", "mecha-tests", &[DAEMON, FACADE, "mecha-builtin"])
             .member("tests/xtask", "xtask", &[FACADE]);

@@ -1,7 +1,7 @@
 //! Distributed tracing: W3C trace context on the wire, sampling, and spans.
 //!
 //! A [`Tracer`] is a value with one of three [`Mode`]s. Spans go to a
-//! [`SpanSink`]; which exporters stand behind it is the daemon's business.
+//! [`SpanSink`]; which exporters stand behind it is the business of the program.
 //! When tracing is off, starting a span touches no clock and allocates nothing.
 
 mod baggage;

@@ -8,14 +8,20 @@ use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfi
 use tokio::runtime::Handle;
 
 use super::client::ExportClient;
-use super::config::{OtlpPlan, OtlpProtocol};
+use super::plan::{OtlpPlan, OtlpProtocol};
 
-/// Builds the exporter; connects lazily.
-pub(super) fn exporter(plan: &OtlpPlan, runtime: Handle) -> Result<SpanExporter, String> {
+/// Builds the exporter; it connects, on `runtime`, with its first export.
+///
+/// # Errors
+/// The URL or its TLS make no sense.
+pub fn exporter(plan: &OtlpPlan, runtime: Handle) -> Result<SpanExporter, String> {
     match plan.protocol {
         OtlpProtocol::Http => {
-            let headers: HashMap<String, String> =
-                plan.headers.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())).collect();
+            let headers: HashMap<String, String> = plan
+                .headers
+                .iter()
+                .filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())))
+                .collect();
             SpanExporter::builder()
                 .with_http()
                 .with_http_client(ExportClient::new(&plan.url, plan.timeout, runtime)?)
@@ -26,21 +32,12 @@ pub(super) fn exporter(plan: &OtlpPlan, runtime: Handle) -> Result<SpanExporter,
                 .build()
         }
         OtlpProtocol::Grpc => {
-            let mut headers = http::HeaderMap::with_capacity(plan.headers.len());
-            for (name, value) in &plan.headers {
-                if let (Ok(name), Ok(mut value)) =
-                    (http::HeaderName::try_from(name), http::HeaderValue::try_from(value.expose()))
-                {
-                    value.set_sensitive(true);
-                    headers.insert(name, value);
-                }
-            }
-            // The channel's worker must run on the daemon's runtime.
+            // The channel's worker must run on the program's runtime.
             let _guard = runtime.enter();
             let mut builder = SpanExporter::builder()
                 .with_tonic()
                 .with_endpoint(&plan.url)
-                .with_metadata(MetadataMap::from_headers(headers))
+                .with_metadata(MetadataMap::from_headers(plan.headers.clone()))
                 .with_timeout(plan.timeout);
             if plan.url.starts_with("https:") {
                 builder = builder.with_tls_config(ClientTlsConfig::new().with_native_roots());

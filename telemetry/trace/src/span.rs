@@ -70,7 +70,7 @@ pub mod attribute {
 /// Who calls whom.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SpanKind {
-    /// Work inside the daemon.
+    /// Work inside one program.
     Internal,
     /// The daemon serves a call of a peer.
     Server,
@@ -212,6 +212,11 @@ impl Span {
 
     /// Ends the span now.
     pub fn end(self) {}
+
+    /// Forgets the span: it turned out that nothing was done.
+    pub fn discard(mut self) {
+        self.recording = None;
+    }
 }
 
 impl Drop for Span {

@@ -47,7 +47,7 @@ impl Default for Sampler {
 impl fmt::Display for Sampler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut ratio = String::new();
-        crate::metrics::go_number(&mut ratio, self.ratio);
+        go_number(&mut ratio, self.ratio);
         write!(
             f,
             "ParentBased{{root:TraceIDRatioBased{{{ratio}}},remoteParentSampled:AlwaysOnSampler,\
@@ -55,6 +55,19 @@ impl fmt::Display for Sampler {
              localParentNotSampled:AlwaysOffSampler}}"
         )
     }
+}
+
+/// A ratio as Go prints it: below 0.0001 with an exponent.
+fn go_number(out: &mut String, ratio: f64) {
+    use fmt::Write as _;
+    // Writing to text cannot fail.
+    let _ = if ratio == 0.0 || ratio >= 1e-4 {
+        write!(out, "{ratio}")
+    } else {
+        let shown = format!("{ratio:e}");
+        let (digits, exponent) = shown.split_once("e-").unwrap_or((&shown, "0"));
+        write!(out, "{digits}e-{exponent:0>2}")
+    };
 }
 
 impl fmt::Debug for Sampler {
@@ -102,6 +115,7 @@ mod tests {
     #[test]
     fn the_description_is_the_known_one() {
         assert!(Sampler::default().to_string().starts_with("ParentBased{root:TraceIDRatioBased{0.0001},remote"));
+        assert!(Sampler::new(0.000_025).to_string().starts_with("ParentBased{root:TraceIDRatioBased{2.5e-05},"));
         assert!(Sampler::new(7.0).to_string().starts_with("ParentBased{root:TraceIDRatioBased{1},"));
     }
 }

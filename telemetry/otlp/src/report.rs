@@ -1,19 +1,28 @@
+use std::fmt;
 use std::time::Duration;
 
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 
-/// Logs what an exporter fails to send: the SDK itself is silent.
-#[derive(Debug)]
+/// Tells what an exporter fails to send: the SDK itself is silent.
 pub(super) struct Reporting<E> {
     inner: E,
-    name: String,
+    report: Report,
 }
 
+/// Is told how many spans could not be sent, and why.
+pub type Report = Box<dyn Fn(usize, &OTelSdkError) + Send + Sync>;
+
 impl<E> Reporting<E> {
-    pub(super) fn new(inner: E, name: String) -> Self {
-        Self { inner, name }
+    pub(super) fn new(inner: E, report: Report) -> Self {
+        Self { inner, report }
+    }
+}
+
+impl<E: fmt::Debug> fmt::Debug for Reporting<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reporting").field("inner", &self.inner).finish_non_exhaustive()
     }
 }
 
@@ -22,7 +31,7 @@ impl<E: SpanExporter> SpanExporter for Reporting<E> {
         let spans = batch.len();
         let result = self.inner.export(batch).await;
         if let Err(error) = &result {
-            tracing::warn!(target: "dapr.runtime", spans, "could not export traces to {}: {error}", self.name);
+            (self.report)(spans, error);
         }
         result
     }

@@ -1,7 +1,7 @@
 //! The HTTP client of the exporters.
 //!
 //! Exporters run on threads without a runtime; the connections live on the
-//! daemon's.
+//! program's.
 
 use std::fmt;
 use std::time::Duration;
@@ -25,17 +25,21 @@ const IDLE: Duration = Duration::from_secs(60);
 
 type Https = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
-/// One per exporter.
+/// Sends the exports of one exporter over HTTP.
 #[derive(Clone)]
-pub(super) struct ExportClient {
+pub struct ExportClient {
     runtime: Handle,
     client: Https,
     timeout: Duration,
 }
 
 impl ExportClient {
-    /// Reads the system's roots only for `https` URLs: they cost memory.
-    pub(super) fn new(url: &str, timeout: Duration, runtime: Handle) -> Result<Self, String> {
+    /// A client for `url` whose connections live on `runtime`. Reads the system's roots only for `https` URLs: they
+    /// cost memory.
+    ///
+    /// # Errors
+    /// The system's roots cannot be read.
+    pub fn new(url: &str, timeout: Duration, runtime: Handle) -> Result<Self, String> {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(timeout));
@@ -66,7 +70,10 @@ impl ExportClient {
     }
 
     /// Sends one request and reads the whole answer, within the time limit.
-    pub(super) async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+    ///
+    /// # Errors
+    /// There was no whole answer in time.
+    pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let client = self.client.clone();
         let limit = self.timeout;
         let exchange = async move {

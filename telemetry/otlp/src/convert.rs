@@ -3,14 +3,14 @@
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
-use mecha_core::trace::{AttributeValue, FinishedSpan, SpanKind, SpanSink, SpanStatus, TraceContext};
+use mecha_trace::{AttributeValue, FinishedSpan, SpanKind, SpanSink, SpanStatus, TraceContext};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind as OtelKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, Key, KeyValue, Value};
 use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor};
 
 /// Gives every span to every exporter's queue.
 #[derive(Debug)]
-pub(super) struct Sink {
+pub struct Sink {
     processors: Arc<[BatchSpanProcessor]>,
     /// One that starts later than the others.
     late: Arc<OnceLock<BatchSpanProcessor>>,
@@ -18,8 +18,13 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    pub(super) fn new(processors: Arc<[BatchSpanProcessor]>, late: Arc<OnceLock<BatchSpanProcessor>>) -> Self {
-        let scope = InstrumentationScope::builder("mechad").with_version(env!("CARGO_PKG_VERSION")).build();
+    /// For the spans of `program`; `late` may follow later.
+    pub fn new(
+        program: &'static str,
+        processors: Arc<[BatchSpanProcessor]>,
+        late: Arc<OnceLock<BatchSpanProcessor>>,
+    ) -> Self {
+        let scope = InstrumentationScope::builder(program).with_version(env!("CARGO_PKG_VERSION")).build();
         Self { processors, late, scope }
     }
 }
@@ -37,7 +42,8 @@ impl SpanSink for Sink {
     }
 }
 
-pub(super) fn convert(span: FinishedSpan, scope: InstrumentationScope) -> SpanData {
+/// One span as the SDK has it.
+pub fn convert(span: FinishedSpan, scope: InstrumentationScope) -> SpanData {
     SpanData {
         span_context: context(&span.context),
         parent_span_id: span.parent.map_or(SpanId::INVALID, |id| SpanId::from_bytes(id.to_bytes())),
