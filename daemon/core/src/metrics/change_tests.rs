@@ -177,12 +177,14 @@ fn nothing_is_lost_while_settings_change_under_load() {
         let writer = || {
             let mut made = 0;
             ready.wait();
-            while !stop.load(Ordering::Relaxed) {
+            loop {
                 kept.get().record(true, Duration::ZERO);
                 get(&metrics, "/a");
                 made += 1;
+                if stop.load(Ordering::Relaxed) {
+                    return made;
+                }
             }
-            made
         };
         let writers = [scope.spawn(writer), scope.spawn(writer)];
         ready.wait();
