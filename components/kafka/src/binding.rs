@@ -13,6 +13,7 @@ use tracing::warn;
 use crate::config::{KafkaConfig, kafka_fields};
 use crate::producer::Producer;
 use crate::record::{Outgoing, check_topic};
+use crate::schemas::{self, Schemas};
 use crate::subscription::Subscription;
 
 const CREATE: &str = "create";
@@ -21,6 +22,7 @@ const SUMMARY: &str = "Topics of Apache Kafka as a source of events and as a des
 const FIELDS: &[Field] = kafka_fields!["false";
     Field::new("topics", FieldType::Text, "Topics whose records call the app, separated by commas; input."),
     Field::new("publishTopic", FieldType::Text, "Topic that calls are written to; output."),
+    Field::new("valueSchemaType", FieldType::Text, "Avro: values of the topics are read by the schema registry; input.").default("None"),
 ];
 
 /// How `register` makes it known as a source.
@@ -49,6 +51,8 @@ pub(crate) fn output() -> Registration<dyn OutputBinding> {
 
 struct PreparedBinding {
     config: KafkaConfig,
+    /// What values are read by, if they have schemas.
+    reader: Option<Arc<Schemas>>,
     topics: Vec<Arc<str>>,
     publish_topic: Option<String>,
 }
@@ -60,6 +64,7 @@ struct KafkaInput {
     component: Arc<str>,
     group: Arc<str>,
     topics: Vec<Arc<str>>,
+    schemas: Option<Arc<Schemas>>,
     /// Shows that the cluster is there; it sends nothing.
     link: Producer,
     closed: CancellationToken,
@@ -93,7 +98,11 @@ impl PreparedBinding {
         if let Some(Err(e)) = publish_topic.as_deref().map(check_topic) {
             errors.push("publishTopic", format!("'publishTopic': {e}"));
         }
-        errors.finish(Self { config, topics, publish_topic })
+        let reader = schemas::reader(config.schemas.as_ref(), md).unwrap_or_else(|e| {
+            errors.push("valueSchemaType", e.to_string());
+            None
+        });
+        errors.finish(Self { config, reader, topics, publish_topic })
     }
 }
 
@@ -113,6 +122,7 @@ impl Prepared<dyn InputBinding> for PreparedBinding {
             group: config.group(&cx.app_id).into(),
             component: Arc::clone(&cx.name),
             topics: self.topics,
+            schemas: self.reader,
             link: Producer::open(Arc::clone(&config), &cx.name).await?,
             closed: CancellationToken::new(),
             config,
@@ -133,6 +143,10 @@ impl Prepared<dyn OutputBinding> for PreparedBinding {
 impl Component for KafkaInput {
     async fn ping(&self) -> Result<()> {
         self.link.ping().await
+    }
+
+    fn place(&self) -> Option<String> {
+        Some(format!("{} {} {}", self.config.place(), self.group, self.topics.join(",")))
     }
 
     async fn close(&self) {
@@ -158,6 +172,7 @@ impl InputBinding for KafkaInput {
             component: Arc::clone(&self.component),
             group: Arc::clone(&self.group),
             topics: self.topics.clone(),
+            schemas: self.schemas.clone(),
             window: 1,
             to: Arc::new(Events(to)),
             stop,
@@ -208,7 +223,8 @@ impl OutputBinding for KafkaOutput {
             let text = "the component does not say which topic to write to; set 'publishTopic'";
             return Err(Error::new(ErrorKind::FailedPrecondition, text));
         };
-        self.producer.send(Outgoing::new(topic, &req.data, req.metadata, &self.config.headers)?).await?;
+        let value = schemas::encode(self.config.schemas.as_deref(), topic, &req.data, req.metadata).await?;
+        self.producer.send(Outgoing::new(topic, value, req.metadata, &self.config.headers)?).await?;
         Ok(Reply::default())
     }
 }

@@ -1,6 +1,7 @@
 //! What a component document says about a Kafka cluster, and what librdkafka is told.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mecha_components_api::{ConfigErrors, Metadata, Secret};
@@ -8,10 +9,13 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use regex::Regex;
 
-use crate::oidc::{Oidc, Tokens};
+use crate::aws::Aws;
+use crate::oidc::Oidc;
+use crate::schemas::Schemas;
+use crate::tokens::{Source, Tokens};
 
 /// Ways to log in, for messages.
-const AUTH_TYPES: &str = "none, password, mtls, certificate, oidc or oidc_private_key_jwt";
+const AUTH_TYPES: &str = "none, password, mtls, certificate, oidc, oidc_private_key_jwt or awsiam";
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -36,7 +40,7 @@ macro_rules! kafka_fields {
     ($retry:literal; $($own:expr,)*) => {
         &[
             Field::new("brokers", FieldType::Text, "Addresses of brokers to begin with, host:port, separated by commas.").required(),
-            Field::new("authType", FieldType::Text, "How to log in: none, password, mtls, certificate, oidc or oidc_private_key_jwt.").required(),
+            Field::new("authType", FieldType::Text, "How to log in: none, password, mtls, certificate, oidc, oidc_private_key_jwt or awsiam (Amazon MSK).").required(),
             Field::new("authRequired", FieldType::Boolean, "Old way to say it: true is password where saslPassword is given, else mtls; false is none."),
             Field::new("saslUsername", FieldType::Text, "User name for authType password."),
             Field::new("saslPassword", FieldType::Text, "Password for authType password.").secret(),
@@ -51,6 +55,12 @@ macro_rules! kafka_fields {
             Field::new("oidcKid", FieldType::Text, "Name of that key at the identity provider."),
             Field::new("oidcResource", FieldType::Text, "Resource that the token is for."),
             Field::new("oidcAudience", FieldType::Text, "Audience that the token (oidc) or the assertion (oidc_private_key_jwt, default the endpoint) is for."),
+            Field::new("awsRegion", FieldType::Text, "Region of the cluster, for authType awsiam; default is AWS_REGION.").aliases(&["region"]),
+            Field::new("awsAccessKey", FieldType::Text, "Access key, for authType awsiam; default is what AWS_ACCESS_KEY_ID or the web identity of AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN give.").aliases(&["accessKey"]),
+            Field::new("awsSecretKey", FieldType::Text, "Secret of that key.").aliases(&["secretKey"]).secret(),
+            Field::new("awsSessionToken", FieldType::Text, "Session token of a key that ends.").aliases(&["sessionToken"]).secret(),
+            Field::new("awsIamRoleArn", FieldType::Text, "Role to take with these credentials.").aliases(&["assumeRoleArn"]),
+            Field::new("awsStsSessionName", FieldType::Text, "Name of the session with that role.").aliases(&["sessionName"]).default("DaprDefaultSession"),
             Field::new("caCert", FieldType::Text, "Roots that sign the brokers' certificates, PEM, instead of the system's."),
             Field::new("clientCert", FieldType::Text, "Certificate of this client, PEM, for authType mtls."),
             Field::new("clientKey", FieldType::Text, "Key of that certificate, PEM.").secret(),
@@ -76,12 +86,12 @@ macro_rules! kafka_fields {
             Field::new("clientConnectionKeepAliveInterval", FieldType::Duration, "Accepted; connections are kept alive by the system's TCP settings.").default("0s"),
             Field::new("escapeHeaders", FieldType::Boolean, "Escape keys and header values of received records as in URL queries.").default("false"),
             Field::new("excludeHeaderMetaRegex", FieldType::Text, "Headers whose name matches become no metadata, and metadata whose name matches no header."),
-            Field::new("schemaRegistryURL", FieldType::Text, "Refused: Avro and schema registries are not available."),
-            Field::new("schemaRegistryAPIKey", FieldType::Text, "Has no effect without a schema registry."),
-            Field::new("schemaRegistryAPISecret", FieldType::Text, "Has no effect without a schema registry.").secret(),
-            Field::new("schemaCachingEnabled", FieldType::Boolean, "Has no effect without a schema registry.").default("true"),
-            Field::new("schemaLatestVersionCacheTTL", FieldType::Duration, "Has no effect without a schema registry.").default("5m"),
-            Field::new("useAvroJSON", FieldType::Boolean, "Has no effect without a schema registry.").default("false"),
+            Field::new("schemaRegistryURL", FieldType::Text, "Schema registry with Confluent's API, for requests and subscriptions whose metadata valueSchemaType is Avro. Its certificate is checked against the system's roots and caCert."),
+            Field::new("schemaRegistryAPIKey", FieldType::Text, "User name at the schema registry."),
+            Field::new("schemaRegistryAPISecret", FieldType::Text, "Password of that user.").secret(),
+            Field::new("schemaCachingEnabled", FieldType::Boolean, "Keep schemas; else the registry is asked for each record.").default("true"),
+            Field::new("schemaLatestVersionCacheTTL", FieldType::Duration, "How long the latest schema of a topic is taken for the latest.").default("5m"),
+            Field::new("useAvroJSON", FieldType::Boolean, "JSON names the type of a union's value, as Avro's JSON encoding does; else it is plain.").default("false"),
             Field::new("mecha.publishTimeout", FieldType::Duration, "Longest wait for the brokers to acknowledge a record, retries included.").default("10s"),
             $($own),*
         ]
@@ -106,6 +116,8 @@ pub(crate) struct KafkaConfig {
     max_message: u32,
     compression: &'static str,
     refresh: Duration,
+    /// The schema registry.
+    pub(crate) schemas: Option<Arc<Schemas>>,
     pub(crate) initial: Initial,
     pub(crate) retry: Redeliver,
     pub(crate) headers: HeaderRules,
@@ -198,12 +210,7 @@ impl KafkaConfig {
     pub(crate) fn read(md: &Metadata, errors: &mut ConfigErrors, retry: bool) -> Self {
         let brokers = brokers(md, errors);
         let (login, tls) = access(md, errors);
-        if md.get_non_empty("schemaRegistryURL").is_some() {
-            errors.push(
-                "schemaRegistryURL",
-                "'schemaRegistryURL': Avro and schema registries are not available; remove it and publish JSON or bytes",
-            );
-        }
+        let schemas = Schemas::read(md, errors).map(Arc::new);
         check_version(md, errors);
         let interval = errors.duration(md, "consumeRetryInterval", MILLISECOND, MILLISECOND * 100);
         let retry = if errors.bool(md, "consumeRetryEnabled", retry) {
@@ -232,6 +239,7 @@ impl KafkaConfig {
             brokers,
             login,
             tls,
+            schemas,
             client_id: errors.text(md, "clientID", "sarama"),
             group: md.get_non_empty("consumerGroup").or_else(|| md.get_non_empty("consumerID")).map(str::to_owned),
             heartbeat,
@@ -464,12 +472,12 @@ fn access(md: &Metadata, errors: &mut ConfigErrors) -> (Option<Login>, Option<Tl
         "password" => Some(login(md, errors)),
         "oidc" | "oidc_private_key_jwt" => {
             let oidc = Oidc::read(md, errors, kind == "oidc_private_key_jwt");
-            oidc.map(|oidc| Login::Token(Tokens::new(oidc)))
+            oidc.map(|oidc| Login::Token(Tokens::new(Source::Oidc(oidc))))
         }
         "mtls" | "certificate" => None,
         "awsiam" => {
-            errors.push("authType", format!("'authType': awsiam is not available in this build; use {AUTH_TYPES}"));
-            None
+            let aws = Aws::read(md, errors, |name| std::env::var(name).ok());
+            aws.map(|aws| Login::Token(Tokens::new(Source::Aws(aws))))
         }
         _ => {
             errors.push("authType", format!("'authType' must be {AUTH_TYPES}"));

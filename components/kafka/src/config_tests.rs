@@ -94,7 +94,7 @@ fn every_mistake_is_told_and_no_secret() {
         ("channelBufferSize", "0"),
         ("excludeHeaderMetaRegex", "("),
         ("heartbeatInterval", "20s"),
-        ("schemaRegistryURL", "http://r"),
+        ("schemaRegistryURL", "http://joe:hunter2@r"),
         ("consumerGroupRebalanceStrategy", "fair"),
         ("mecha.publishTimeout", "0"),
     ])
@@ -123,8 +123,9 @@ fn every_mistake_is_told_and_no_secret() {
 
 #[test]
 fn a_login_that_cannot_be_made_is_refused_by_name() {
-    let text = read(&[("brokers", "a:1"), ("authType", "awsiam")]).unwrap_err().to_string();
-    assert!(text.contains("awsiam") && text.contains("not available"), "{text}");
+    let keys = [("awsRegion", "Frankfurt"), ("awsSecretKey", "hunter2")];
+    let text = read(&[&[("brokers", "a:1"), ("authType", "awsiam")], &keys[..]].concat()).unwrap_err().to_string();
+    assert!(text.contains("awsRegion") && !text.contains("hunter2"), "{text}");
     let token = [("brokers", "a:1"), ("oidcTokenEndpoint", "nowhere"), ("oidcExtensions", "{}"), ("caCert", "hunter2")];
     for (kind, missing) in [("oidc", "oidcClientSecret"), ("oidc_private_key_jwt", "oidcClientAssertionKey")] {
         let text = read(&[&[("authType", kind)], &token[..]].concat()).unwrap_err().to_string();
@@ -133,6 +134,16 @@ fn a_login_that_cannot_be_made_is_refused_by_name() {
         }
         assert!(!text.contains("hunter2"));
     }
+}
+
+#[test]
+fn aws_logs_in_by_token() {
+    let keys = [("awsRegion", "eu-west-1"), ("awsAccessKey", "a"), ("awsSecretKey", "hunter2")];
+    let config = read(&[&[("brokers", "a:1"), ("authType", "awsiam")], &keys[..]].concat()).unwrap();
+    assert_eq!(config.producer().get("sasl.mechanisms"), Some("OAUTHBEARER"));
+    assert_eq!(config.producer().get("security.protocol"), Some("sasl_ssl"));
+    assert!(config.tokens().is_some());
+    assert!(!format!("{config:?}{:?}", config.tokens()).contains("hunter2"));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use crate::oidc::Tokens;
+use crate::tokens::Tokens;
 
 /// A topic and a partition of it.
 pub(crate) type Key = (Arc<str>, i32);

@@ -5,19 +5,27 @@
 //! `producer.rs` owns the one idempotent producer of a component. A subscription has a consumer
 //! of its own: `subscription.rs` follows the group's assignment, `position.rs` decides where a
 //! partition begins, and `partition.rs` takes one partition's records in their order. `error.rs`
-//! is the one table of what Kafka's errors mean. `oidc.rs` fetches tokens from an identity provider.
+//! is the one table of what Kafka's errors mean. `tokens.rs` keeps tokens to log in with, `oidc.rs` fetches them from an
+//! identity provider and `aws.rs` makes them. `schemas.rs` turns JSON into Avro and back (`avro.rs`) by the schemas of a
+//! registry.
 
+mod avro;
+mod aws;
 mod binding;
 mod config;
 mod context;
 mod error;
+mod http;
 mod oidc;
 mod partition;
 mod position;
 mod producer;
 mod pubsub;
 mod record;
+mod schemas;
+mod sigv4;
 mod subscription;
+mod tokens;
 mod unverified;
 
 use mecha_components_api::Registry;

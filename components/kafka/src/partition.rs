@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use mecha_components_api::{CancellationToken, Deliver, Delivery, Verdict};
 use rdkafka::Message;
@@ -23,6 +24,7 @@ use tracing::debug;
 use crate::config::{HeaderRules, Redeliver};
 use crate::context::{Context, Health, Key};
 use crate::record;
+use crate::schemas::Schemas;
 
 /// Pause after the runtime gave a message back.
 const RELEASE_PAUSE: Duration = Duration::from_millis(100);
@@ -34,6 +36,8 @@ pub(crate) struct Flow {
     pub(crate) to: Arc<dyn Deliver>,
     pub(crate) retry: Redeliver,
     pub(crate) headers: HeaderRules,
+    /// What values are read by, if they have schemas.
+    pub(crate) schemas: Option<Arc<Schemas>>,
     /// Most records of one partition at the app.
     pub(crate) window: usize,
     pub(crate) health: Arc<Health>,
@@ -125,11 +129,12 @@ async fn deliver<'a>(
     flow: &Flow,
     soon: &CancellationToken,
 ) -> (BorrowedMessage<'a>, bool) {
+    let Some(data) = value(&record, flow, soon).await else { return (record, false) };
     let mut again = 0_u32;
     loop {
         let delivery = Delivery {
             topic: Arc::clone(topic),
-            data: record::data(&record),
+            data: data.clone(),
             metadata: record::metadata(&record, &flow.headers),
             content_type: None,
         };
@@ -145,6 +150,28 @@ async fn deliver<'a>(
             biased;
             () = soon.cancelled() => return (record, false),
             () = sleep(pause) => {}
+        }
+    }
+}
+
+/// The value of a record as the app gets it; `None` when the partition ended before it could be read.
+///
+/// Nothing later of its partition is delivered meanwhile: it would be committed with it.
+async fn value(record: &BorrowedMessage<'_>, flow: &Flow, soon: &CancellationToken) -> Option<Bytes> {
+    let (Some(schemas), Some(value)) = (&flow.schemas, record.payload()) else { return Some(record::data(record)) };
+    let mut again = 0_u32;
+    loop {
+        let e = match schemas.decode(value).await {
+            Ok(json) => return Some(json),
+            Err(e) => e,
+        };
+        let place = format!("{}[{}] at {}", record.topic(), record.partition(), record.offset());
+        flow.health.note(Code::ValueDeserialization, &format!("the record of {place} cannot be read: {e}"));
+        again = again.saturating_add(1);
+        tokio::select! {
+            biased;
+            () = soon.cancelled() => return None,
+            () = sleep(Redeliver::Growing.pause(again)) => {}
         }
     }
 }

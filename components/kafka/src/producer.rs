@@ -143,7 +143,7 @@ impl Producer {
         let record = FutureRecord {
             topic: out.topic,
             partition: out.partition,
-            payload: out.value,
+            payload: out.value.as_deref(),
             key: out.key,
             timestamp: None,
             headers: out.headers,

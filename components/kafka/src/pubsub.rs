@@ -11,6 +11,7 @@ use mecha_components_api::{
 use crate::config::{KafkaConfig, kafka_fields};
 use crate::producer::Producer;
 use crate::record::{Outgoing, check_topic};
+use crate::schemas;
 use crate::subscription::Subscription;
 
 /// Most records of one partition at an app that takes bulk deliveries.
@@ -85,17 +86,20 @@ impl PubSub for KafkaPubSub {
     }
 
     async fn publish(&self, msg: Publish<'_>) -> Result<()> {
-        let out = Outgoing::new(msg.topic, &msg.data, msg.metadata, &self.config.headers)?;
+        let value = schemas::encode(self.config.schemas.as_deref(), msg.topic, &msg.data, msg.metadata).await?;
+        let out = Outgoing::new(msg.topic, value, msg.metadata, &self.config.headers)?;
         self.producer.send(out).await
     }
 
     async fn subscribe(&self, sub: Subscribe, to: Arc<dyn Deliver>, stop: CancellationToken) -> Result<()> {
         check_topic(&sub.topic)?;
+        let schemas = schemas::reader(self.config.schemas.as_ref(), &sub.metadata)?;
         let subscription = Subscription {
             config: Arc::clone(&self.config),
             component: Arc::clone(&self.component),
             group: Arc::clone(&self.group),
             topics: vec![sub.topic.into()],
+            schemas,
             window: sub.bulk.map_or(1, |(messages, _)| messages.clamp(1, LARGEST_BATCH)),
             to,
             stop,
@@ -113,8 +117,12 @@ impl PubSub for KafkaPubSub {
 #[async_trait]
 impl BulkPublish for KafkaPubSub {
     async fn publish_many(&self, batch: Vec<Publish<'_>>) -> Result<BulkReply> {
-        let rules = &self.config.headers;
-        let records = batch.iter().map(|msg| Outgoing::new(msg.topic, &msg.data, msg.metadata, rules));
-        Ok(self.producer.send_all(records).await)
+        let (rules, schemas) = (&self.config.headers, self.config.schemas.as_deref());
+        let mut records = Vec::with_capacity(batch.len());
+        for msg in &batch {
+            let value = schemas::encode(schemas, msg.topic, &msg.data, msg.metadata).await;
+            records.push(value.and_then(|value| Outgoing::new(msg.topic, value, msg.metadata, rules)));
+        }
+        Ok(self.producer.send_all(records.into_iter()).await)
     }
 }

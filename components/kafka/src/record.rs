@@ -1,5 +1,7 @@
 //! Records on the wire: what a publish becomes, and what a record becomes for the app.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use mecha_components_api::{Error, Metadata, Result};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -18,8 +20,6 @@ const PARTITION_KEY: &str = "partitionKey";
 const KEY: &str = "__key";
 /// Request metadata that names the partition.
 const PARTITION_NUMBER: &str = "partitionNumber";
-/// Request metadata that asks for a schema.
-const SCHEMA: &str = "valueSchemaType";
 
 const TOPIC: &str = "__topic";
 const PARTITION: &str = "__partition";
@@ -36,7 +36,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) partition: Option<i32>,
     pub(crate) key: Option<&'a str>,
     /// `None` deletes the key from a compacted topic.
-    pub(crate) value: Option<&'a [u8]>,
+    pub(crate) value: Option<Cow<'a, [u8]>>,
     pub(crate) headers: Option<OwnedHeaders>,
 }
 
@@ -45,13 +45,14 @@ impl<'a> Outgoing<'a> {
     ///
     /// # Errors
     /// Names what Kafka cannot take.
-    pub(crate) fn new(topic: &'a str, data: &'a [u8], md: &'a Metadata, rules: &HeaderRules) -> Result<Self> {
+    pub(crate) fn new(
+        topic: &'a str,
+        data: impl Into<Cow<'a, [u8]>>,
+        md: &'a Metadata,
+        rules: &HeaderRules,
+    ) -> Result<Self> {
+        let data = data.into();
         check_topic(topic)?;
-        if let Some(schema) = md.get_non_empty(SCHEMA)
-            && !schema.eq_ignore_ascii_case("none")
-        {
-            return Err(Error::unsupported(format!("metadata '{SCHEMA}': schemas are not available; only none is")));
-        }
         let partition = match md.get_non_empty(PARTITION_NUMBER).map(str::parse::<i32>) {
             None => None,
             Some(Ok(n)) if n >= 0 => Some(n),
@@ -71,7 +72,7 @@ impl<'a> Outgoing<'a> {
             topic,
             partition,
             key: md.get(PARTITION_KEY).or_else(|| md.get(KEY)),
-            value: (data != NULL).then_some(data),
+            value: (*data != *NULL).then_some(data),
             headers,
         })
     }
@@ -138,7 +139,7 @@ mod tests {
 
     fn stored(out: Outgoing<'_>) -> OwnedMessage {
         OwnedMessage::new(
-            out.value.map(<[u8]>::to_vec),
+            out.value.map(Cow::into_owned),
             out.key.map(|k| k.as_bytes().to_vec()),
             out.topic.to_owned(),
             Timestamp::CreateTime(12),
@@ -152,13 +153,14 @@ mod tests {
     fn keys_and_partitions_are_named_by_metadata() {
         let rules = HeaderRules::default();
         let both = md(&[("partitionKey", "a"), ("partitionNumber", "5")]);
-        let out = Outgoing::new("t", b"x", &both, &rules).unwrap();
-        assert_eq!((out.key, out.partition, out.value), (Some("a"), Some(5), Some(&b"x"[..])));
+        let out = Outgoing::new("t", &b"x"[..], &both, &rules).unwrap();
+        assert_eq!((out.key, out.partition, out.value.as_deref()), (Some("a"), Some(5), Some(&b"x"[..])));
         let other = md(&[("__key", "b")]);
-        assert_eq!(Outgoing::new("t", b"", &other, &rules).unwrap().key, Some("b"));
+        assert_eq!(Outgoing::new("t", &b""[..], &other, &rules).unwrap().key, Some("b"));
         for wrong in ["-1", "x", "99999999999"] {
-            let e =
-                Outgoing::new("t", b"", &md(&[("partitionNumber", wrong)]), &rules).map(|o| o.partition).unwrap_err();
+            let e = Outgoing::new("t", &b""[..], &md(&[("partitionNumber", wrong)]), &rules)
+                .map(|o| o.partition)
+                .unwrap_err();
             assert_eq!(e.kind(), ErrorKind::InvalidArgument);
         }
     }
@@ -167,7 +169,7 @@ mod tests {
     fn metadata_comes_back_with_the_place_of_the_record() {
         let rules = HeaderRules::default();
         let sent = md(&[("partitionKey", "k"), ("note", "é漢"), ("__offset", "99")]);
-        let record = stored(Outgoing::new("t", b"x", &sent, &rules).unwrap());
+        let record = stored(Outgoing::new("t", &b"x"[..], &sent, &rules).unwrap());
         let got = metadata(&record, &rules);
         let want = [
             ("__key", "k"),
@@ -186,27 +188,19 @@ mod tests {
         let rules = HeaderRules { escape: true, exclude: Some(Regex::new("^secret").unwrap()) };
         let plain = HeaderRules::default();
         let sent = md(&[("note", "a b/é~"), ("secret-one", "x")]);
-        let got = metadata(&stored(Outgoing::new("t", b"x", &sent, &plain).unwrap()), &rules);
+        let got = metadata(&stored(Outgoing::new("t", &b"x"[..], &sent, &plain).unwrap()), &rules);
         assert_eq!((got.get("note"), got.get("secret-one")), (Some("a+b%2F%C3%A9~"), None));
-        let got = metadata(&stored(Outgoing::new("t", b"x", &sent, &rules).unwrap()), &plain);
+        let got = metadata(&stored(Outgoing::new("t", &b"x"[..], &sent, &rules).unwrap()), &plain);
         assert_eq!((got.get("note"), got.get("secret-one")), (Some("a b/é~"), None));
     }
 
     #[test]
     fn null_is_a_record_without_a_value_and_empty_is_not() {
         let (rules, none) = (HeaderRules::default(), Metadata::new());
-        let null = stored(Outgoing::new("t", b"null", &none, &rules).unwrap());
+        let null = stored(Outgoing::new("t", &b"null"[..], &none, &rules).unwrap());
         assert_eq!((null.payload(), data(&null).as_ref()), (None, &b"null"[..]));
-        let empty = stored(Outgoing::new("t", b"", &none, &rules).unwrap());
+        let empty = stored(Outgoing::new("t", &b""[..], &none, &rules).unwrap());
         assert_eq!((empty.payload(), data(&empty).as_ref()), (Some(&b""[..]), &b""[..]));
-    }
-
-    #[test]
-    fn schemas_are_refused() {
-        let rules = HeaderRules::default();
-        let e = Outgoing::new("t", b"", &md(&[("valueSchemaType", "Avro")]), &rules).map(|o| o.partition).unwrap_err();
-        assert_eq!(e.kind(), ErrorKind::Unsupported);
-        assert!(Outgoing::new("t", b"", &md(&[("valueSchemaType", "none")]), &rules).is_ok());
     }
 
     #[test]
@@ -224,7 +218,7 @@ mod tests {
         fn any_metadata_is_kept_or_refused(pairs in proptest::collection::vec((".{0,12}", ".{0,24}"), 0..8)) {
             let rules = HeaderRules::default();
             let sent: Metadata = pairs.into_iter().collect();
-            if let Ok(out) = Outgoing::new("t", b"x", &sent, &rules) {
+            if let Ok(out) = Outgoing::new("t", &b"x"[..], &sent, &rules) {
                 let got = metadata(&stored(out), &rules);
                 for (key, value) in sent.iter().filter(|(k, _)| !k.starts_with("__")) {
                     prop_assert_eq!(got.get(key), Some(value));

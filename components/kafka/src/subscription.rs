@@ -22,6 +22,7 @@ use crate::context::{Change, Context, Health, Key, give_back};
 use crate::partition::{self, Ends, Flow};
 use crate::position::{Asker, Layout, Taken, partitions};
 use crate::producer::apart;
+use crate::schemas::Schemas;
 
 /// Longest time in which handlers may finish when their partitions go to another member.
 /// Whatever takes longer is delivered again there.
@@ -38,6 +39,8 @@ pub(crate) struct Subscription {
     pub(crate) component: Arc<str>,
     pub(crate) group: Arc<str>,
     pub(crate) topics: Vec<Arc<str>>,
+    /// What values are read by, if they have schemas.
+    pub(crate) schemas: Option<Arc<Schemas>>,
     /// Most records of one partition at the app.
     pub(crate) window: usize,
     pub(crate) to: Arc<dyn Deliver>,
@@ -158,6 +161,7 @@ impl Subscription {
             to: Arc::clone(&self.to),
             retry: self.config.retry,
             headers: self.config.headers.clone(),
+            schemas: self.schemas.clone(),
             window: self.window,
             health,
         });

@@ -14,10 +14,10 @@ use crate::support::{PATIENCE, input, output, until};
 
 /// An app that fails each event once.
 #[derive(Default)]
-struct App {
+pub(crate) struct App {
     attached: AtomicUsize,
     calls: AtomicUsize,
-    seen: Mutex<Vec<BindingEvent>>,
+    pub(crate) seen: Mutex<Vec<BindingEvent>>,
 }
 
 #[async_trait]

@@ -10,6 +10,7 @@ use mecha_components_api::{
 };
 use mecha_testkit::Inbox;
 use rdkafka::ClientConfig;
+use rdkafka::Message as _;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -77,8 +78,16 @@ impl Running {
         to: Arc<dyn Deliver>,
         bulk: Option<(usize, Duration)>,
     ) -> Self {
+        Self::run(broker, to, Subscribe { topic: topic.to_owned(), metadata: Metadata::new(), bulk })
+    }
+
+    /// With metadata of the subscription.
+    pub(crate) fn start_with(broker: &Arc<dyn PubSub>, topic: &str, to: Arc<dyn Deliver>, metadata: Metadata) -> Self {
+        Self::run(broker, to, Subscribe { topic: topic.to_owned(), metadata, bulk: None })
+    }
+
+    fn run(broker: &Arc<dyn PubSub>, to: Arc<dyn Deliver>, sub: Subscribe) -> Self {
         let stop = CancellationToken::new();
-        let sub = Subscribe { topic: topic.to_owned(), metadata: Metadata::new(), bulk };
         let (broker, token) = (Arc::clone(broker), stop.clone());
         Self { stop, task: tokio::spawn(async move { broker.subscribe(sub, to, token).await }) }
     }
@@ -144,4 +153,21 @@ pub(crate) async fn committed(address: &str, group: &str, topic: &str, partition
         }
     };
     tokio::task::spawn_blocking(ask).await.unwrap()
+}
+
+/// The value of the last record of a topic with one partition; empty where it has none.
+pub(crate) async fn last_value(address: &str, topic: &str) -> Vec<u8> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", address).set("group.id", "look");
+    let topic = topic.to_owned();
+    let look = move || {
+        let consumer: BaseConsumer = config.create().unwrap();
+        let (_, next) = consumer.fetch_watermarks(&topic, 0, PATIENCE).unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&topic, 0, Offset::Offset(next - 1)).unwrap();
+        consumer.assign(&list).unwrap();
+        let record = consumer.poll(PATIENCE).expect("a record in time").unwrap();
+        record.payload().unwrap_or_default().to_vec()
+    };
+    tokio::task::spawn_blocking(look).await.unwrap()
 }
