@@ -24,6 +24,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const NAMELESS_GROUP: &str = "default";
 /// Longest wait for an answer of a broker. A silent connection is given up after it.
 const SILENCE: Duration = Duration::from_secs(10);
+/// The same for a consumer with a short session, at least: brokers hold an empty fetch back for half a second.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(2);
 /// Pauses between attempts to connect, for ever.
 const RECONNECT_FIRST: Duration = Duration::from_millis(100);
 const RECONNECT_LONGEST: Duration = Duration::from_secs(1);
@@ -351,6 +353,8 @@ impl KafkaConfig {
         let mut c = self.client();
         let fetch = self.fetch_max.max(self.max_message);
         c.set("group.id", group)
+            // A connection that lost its broker without a word is found before the group gives this member up.
+            .set("socket.timeout.ms", ms((self.session / 2).clamp(SHORTEST_SILENCE, SILENCE)))
             .set("session.timeout.ms", ms(self.session))
             .set("heartbeat.interval.ms", ms(self.heartbeat))
             .set("max.poll.interval.ms", ms(self.session.max(SECOND * 300)))

@@ -25,6 +25,7 @@ fn defaults() {
     let has = |c: &ClientConfig, key: &str, value: &str| assert_eq!(c.get(key), Some(value), "{key}");
     has(&consumer, "client.id", "sarama");
     has(&consumer, "session.timeout.ms", "10000");
+    has(&consumer, "socket.timeout.ms", "5000");
     has(&consumer, "heartbeat.interval.ms", "3000");
     has(&consumer, "partition.assignment.strategy", "range");
     has(&consumer, "security.protocol", "plaintext");
@@ -133,6 +134,17 @@ fn a_login_that_cannot_be_made_is_refused_by_name() {
             assert!(text.contains(key), "{key} is not named: {text}");
         }
         assert!(!text.contains("hunter2"));
+    }
+}
+
+#[test]
+fn a_member_with_a_short_session_finds_a_silent_connection_sooner() {
+    let silence = |session: &str| {
+        let config = with(&[("sessionTimeout", session), ("heartbeatInterval", "100ms")]).unwrap();
+        config.consumer("app").get("socket.timeout.ms").map(str::to_owned)
+    };
+    for (session, want) in [("1s", "2000"), ("6s", "3000"), ("60s", "10000")] {
+        assert_eq!(silence(session).as_deref(), Some(want), "{session}");
     }
 }
 
