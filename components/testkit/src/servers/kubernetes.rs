@@ -1,7 +1,10 @@
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -16,6 +19,9 @@ const FOLDER: &str = "MECHA_KUBERNETES";
 const OVERRIDE: &str = "MECHA_KUBE_APISERVER";
 /// Longest wait for a server to be ready; a busy machine is slow.
 const START: Duration = Duration::from_secs(120);
+/// Pause between two questions whether a server is ready. Each costs kubectl a tenth of a second of a core, which the
+/// server needs itself to get ready.
+const ASK_EVERY: Duration = Duration::from_millis(200);
 /// Sets of ports that are tried.
 const TRIES: usize = 3;
 /// The token of the administrator.
@@ -199,7 +205,7 @@ impl Kubernetes {
         let mut dead = false;
         let ready = wait_for(START, || {
             dead = !process.is_alive() || !self.etcd.as_ref().is_some_and(Process::is_alive);
-            dead || self.authority().is_file() && self.is_ready()
+            dead || self.authority().is_file() && self.listens() && self.is_ready()
         });
         if dead || !ready {
             let log = |name: &str| fs::read_to_string(self.log(name)).unwrap_or_default();
@@ -223,18 +229,27 @@ impl Kubernetes {
         self.manager =
             Some(self.process("kube-controller-manager", &self.programs.join("kube-controller-manager"), &args)?);
         // Its first visible deed.
-        let there = wait_for(START, || {
-            self.try_kubectl(["-n", "default", "get", "serviceaccount", "default"]).is_ok_and(|o| o.status.success())
-        });
-        if there { Ok(()) } else { Err(fs::read_to_string(self.log("kube-controller-manager")).unwrap_or_default()) }
+        let patience = format!("--timeout={}s", START.as_secs());
+        let there = self.kubectl_refused(&["wait", "--for=create", &patience, "serviceaccount/default"]);
+        there.map(drop).map_err(|e| {
+            format!("{e}\n{}", fs::read_to_string(self.log("kube-controller-manager")).unwrap_or_default())
+        })
     }
 
     fn process(&self, name: &str, program: &Path, args: &[String]) -> Result<Process, String> {
         Process::start(&program.to_string_lossy(), args, &self.log(name))
     }
 
+    fn listens(&self) -> bool {
+        TcpStream::connect(("127.0.0.1", self.ports.apiserver)).is_ok()
+    }
+
     fn is_ready(&self) -> bool {
-        self.try_kubectl(["get", "--raw", "/readyz"]).is_ok_and(|output| output.status.success())
+        let ready = self.try_kubectl(["get", "--raw", "/readyz"]).is_ok_and(|output| output.status.success());
+        if !ready {
+            thread::sleep(ASK_EVERY);
+        }
+        ready
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -327,6 +342,50 @@ impl Kubernetes {
         let mut file = tempfile::NamedTempFile::new_in(self.dir.path()).unwrap_or_else(|e| panic!("no file: {e}"));
         std::io::Write::write_all(&mut file, yaml.as_bytes()).unwrap_or_else(|e| panic!("no file: {e}"));
         self.kubectl_refused(&["apply", "--server-side", "-f", &file.path().to_string_lossy()])
+    }
+
+    /// Applies the definitions in a file or folder, and waits until their kinds are served.
+    ///
+    /// # Panics
+    /// When they are refused or not served in time.
+    #[track_caller]
+    pub fn define(&self, definitions: &Path) {
+        self.kubectl(&["apply", "--server-side", "-f", &definitions.to_string_lossy()]);
+        self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
+    }
+
+    /// Creates namespaces, where they are not there yet.
+    ///
+    /// # Panics
+    /// When the server refuses one.
+    #[track_caller]
+    pub fn create_namespaces(&self, names: &[&str]) {
+        let documents = names.iter().fold(String::new(), |mut documents, name| {
+            let _ = writeln!(documents, "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}");
+            documents
+        });
+        if let Err(refusal) = self.apply(&documents) {
+            panic!("namespaces {names:?}: {refusal}");
+        }
+    }
+
+    /// Creates a service account.
+    ///
+    /// # Panics
+    /// When the server refuses it.
+    #[track_caller]
+    pub fn create_account(&self, namespace: &str, name: &str) {
+        self.kubectl(&["-n", namespace, "create", "serviceaccount", name]);
+    }
+
+    /// A token of a service account, as a pod of that account would have it.
+    ///
+    /// # Panics
+    /// When the server gives none.
+    #[track_caller]
+    #[must_use]
+    pub fn token_of(&self, namespace: &str, account: &str) -> String {
+        self.kubectl(&["-n", namespace, "create", "token", account, "--duration=2h"]).trim().to_owned()
     }
 
     /// Ends the API server without warning, as a crash would. Its data stays.
