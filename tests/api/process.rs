@@ -225,5 +225,5 @@ async fn it_starts_quickly() {
     let begun = std::time::Instant::now();
     let _sidecar = Sidecar::builder().component(crate::support::memory_store("store")).start().await;
     // Far above what it takes, far below what a waiting loop somewhere would cost.
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }

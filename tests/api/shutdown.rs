@@ -158,7 +158,7 @@ async fn an_event_in_flight_is_finished_and_not_delivered_twice() {
     let app = HttpApp::builder()
         .subscribe(&json!([{"pubsubname": "events", "topic": "topic", "route": "/in"}]))
         .on_call("POST /in", |_| async {
-            tokio::time::sleep(Duration::from_millis(700)).await;
+            tokio::time::sleep(Duration::from_secs(2)).await;
             Answer::status(200)
         })
         .start()

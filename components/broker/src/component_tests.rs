@@ -365,7 +365,7 @@ async fn a_sleeping_subscriber_hears_of_news_at_once() {
         app.until("it", |a| a.got.lock().len() == n).await;
     }
     // Polling alone takes about a second each.
-    assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
     sub.end().await;
 }
 

@@ -313,7 +313,8 @@ async fn a_sibling_takes_over_soon_after_a_kill() {
     let took = local.until(1).await.duration_since(killed);
     stop.cancel();
     println!("take-over after {took:?}");
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    // Without notice of the death it would take the 30 s after which a message is given to somebody else.
+    assert!(took < Duration::from_secs(15), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

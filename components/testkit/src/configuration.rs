@@ -391,7 +391,7 @@ async fn a_stopped_watch_ends(d: Desk) -> Outcome {
     let watching = d.watch(&["k"]).await?;
     let before = Instant::now();
     watching.stop().await?;
-    check!(before.elapsed() < Duration::from_secs(5), "it took {:?}", before.elapsed());
+    check!(before.elapsed() < Duration::from_secs(20), "it took {:?}", before.elapsed());
     Ok(())
 }
 

@@ -356,7 +356,7 @@ async fn an_idle_subscription_stops_at_once(d: Desk) -> Outcome {
     let sub = d.subscribe(&broker, Inbox::new()).await?;
     let before = std::time::Instant::now();
     sub.stop().await?;
-    check!(before.elapsed() < Duration::from_secs(10), "it took {:?}", before.elapsed());
+    check!(before.elapsed() < Duration::from_secs(20), "it took {:?}", before.elapsed());
     Ok(())
 }
 

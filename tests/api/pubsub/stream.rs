@@ -187,6 +187,6 @@ async fn an_unanswered_event_does_not_hold_up_the_stop() {
     api.publish(EVENTS, "topic", "text/plain", "x", &[]).await.unwrap();
     subscriber.event().await;
     sidecar.signal(mecha_tests::Signal::Term);
-    let ended = sidecar.ended(std::time::Duration::from_secs(8)).await;
+    let ended = sidecar.ended(std::time::Duration::from_secs(30)).await;
     assert_eq!(ended.code, Some(0), "{}", ended.log);
 }

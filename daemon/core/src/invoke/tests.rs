@@ -292,11 +292,11 @@ async fn a_callee_that_stays_away_is_given_up() {
     assert_eq!(rig.transport.calls.lock().len(), 4);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn another_replica_is_asked_without_waiting() {
     let rig = rig();
     rig.transport.errors.lock().push(dial());
-    // Real time: a wait of the retry interval would show as a second.
+    // A wait of the retry interval would show as a second.
     let started = Instant::now();
     rig.invoke.http(&cx(), target("two", "m"), post("body")).await.unwrap();
     assert!(started.elapsed() < Duration::from_secs(1));
