@@ -1,7 +1,7 @@
 //! Edits that are made and written down at the same time, as RFC 6902 operations.
 
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// One operation of a JSON patch.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -120,14 +120,14 @@ impl Editor {
         }
     }
 
-    /// Puts `value` at the key that `path` ends with. What holds the key must be there.
+    /// Puts `value` at the key that `path` ends with. What holds the key must be there; where it is null, it becomes an
+    /// object first, in the operations as well.
     fn set(&mut self, path: &str, value: Value) {
         let Some((parent, key)) = path.rsplit_once('/') else { return };
-        let Some(holder) = self.doc.pointer_mut(parent) else { return };
-        if holder.is_null() {
-            *holder = Value::Object(Map::new());
+        if self.at(parent).is_some_and(Value::is_null) {
+            self.set(parent, json!({}));
         }
-        let Some(map) = holder.as_object_mut() else { return };
+        let Some(Value::Object(map)) = self.doc.pointer_mut(parent) else { return };
         map.insert(unescape(key), value.clone());
         self.ops.push(Op { op: Operation::Add, path: path.to_owned(), value: Some(value) });
     }
@@ -140,4 +140,30 @@ fn escape(key: &str) -> String {
 
 fn unescape(step: &str) -> String {
     step.replace("~1", "/").replace("~0", "~")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_null_becomes_an_object_in_the_operations_as_well() {
+        let mut edit = Editor::new(&json!({"metadata": {"name": "orders"}, "spec": {"securityContext": null}}));
+        edit.set("/spec/securityContext/runAsNonRoot", json!(true));
+        let (ops, doc) = edit.finish();
+        assert_eq!(doc["spec"]["securityContext"], json!({"runAsNonRoot": true}));
+        let paths: Vec<&str> = ops.iter().map(|op| op.path.as_str()).collect();
+        assert_eq!(paths, ["/spec/securityContext", "/spec/securityContext/runAsNonRoot"]);
+        assert_eq!(ops[0].value, Some(json!({})));
+    }
+
+    #[test]
+    fn what_has_no_place_is_left_alone() {
+        for document in [json!(null), json!([null]), json!({"spec": [null]}), json!({"spec": "text"})] {
+            let mut edit = Editor::new(&document);
+            edit.set("/spec/0/name", json!("app"));
+            edit.set("/0/name", json!("app"));
+            assert_eq!(edit.finish(), (Vec::new(), document));
+        }
+    }
 }
