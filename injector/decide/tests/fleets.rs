@@ -12,9 +12,12 @@ use mecha_resources::kinds::{
 };
 use proptest::prelude::*;
 
-fn cases() -> ProptestConfig {
-    ProptestConfig::with_cases(if std::env::var_os("MECHA_TEST_LONG").is_some() { 10_000 } else { 500 })
+fn cases(in_the_gate: u32) -> ProptestConfig {
+    ProptestConfig::with_cases(if std::env::var_os("MECHA_TEST_LONG").is_some() { 10_000 } else { in_the_gate })
 }
+
+/// Fleets of each of the two properties that nothing may ever break; together they are ten thousand.
+const MANY: u32 = 5_000;
 
 fn word(words: &'static [&'static str]) -> impl Strategy<Value = String> {
     prop::sample::select(words).prop_map(str::to_owned)
@@ -212,7 +215,7 @@ fn placement() -> impl Strategy<Value = PlacementRequest> {
 }
 
 proptest! {
-    #![proptest_config(cases())]
+    #![proptest_config(cases(MANY))]
 
     #[test]
     fn a_new_backend_breaks_nothing_that_was_asked_for(
@@ -245,6 +248,55 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn a_placement_breaks_nothing_that_was_asked_for(
+        request in placement(),
+        clusters in prop::collection::vec(cluster(), 0..40),
+    ) {
+        let clusters = inventory(&named("c", clusters));
+        let decision = decide_clusters(&request, &clusters, 0);
+        let names: BTreeSet<&str> = decision.selected.iter().map(|c| c.cluster.as_str()).collect();
+        prop_assert_eq!(names.len(), decision.selected.len());
+        let before: BTreeSet<&str> = request.current.iter().map(|s| s.cluster.as_str()).collect();
+        if !decision.satisfied {
+            prop_assert_eq!(names, before, "without a way to satisfy it, everything stays");
+            return Ok(());
+        }
+        let unseen = before.iter().filter(|n| clusters.get(n).is_none()).count();
+        prop_assert!(names.len() >= request.spec.clusters.min as usize);
+        prop_assert!(names.len() <= (request.spec.clusters.max as usize).max(unseen));
+        let mut regions = BTreeMap::new();
+        for name in &names {
+            let Some(cluster) = clusters.get(name) else {
+                prop_assert!(before.contains(name));
+                continue;
+            };
+            *regions.entry(&cluster.attributes["region"]).or_insert(0) += 1;
+            prop_assert!(cluster.accepted);
+            prop_assert!(request.class_selector.as_ref().is_none_or(|s| s.matches(&cluster.labels)));
+            for wanted in &request.spec.constraints {
+                prop_assert!(wanted.values.contains(&cluster.attributes[&wanted.attribute]));
+            }
+            prop_assert!(!cluster.taints.iter().any(|t| t.effect == TaintEffect::NoBindings));
+            if !before.contains(name) {
+                prop_assert_eq!(cluster.available, Some(true));
+                prop_assert!(!cluster.taints.iter().any(|t| t.effect == TaintEffect::NoNewBindings));
+            }
+        }
+        for spread in request.spec.spread.iter().filter(|s| s.when_unsatisfiable == WhenUnsatisfiable::DoNotSchedule) {
+            prop_assert!(regions.len() >= spread.min_groups as usize);
+        }
+        if let Some(replicas) = request.spec.replicas {
+            let sum: u32 = decision.selected.iter().map(|c| c.replicas.unwrap()).sum();
+            let wanted = if replicas.divide == Division::Duplicated { replicas.total * names.len() as u32 } else { replicas.total };
+            prop_assert_eq!(sum, wanted);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(500))]
 
     #[test]
     fn the_order_of_inputs_changes_nothing_and_the_record_replays(
@@ -320,51 +372,6 @@ proptest! {
         for candidate in &e.candidates {
             let explained = candidate.reason.is_some() && !candidate.message.is_empty();
             prop_assert!(candidate.verdict != Verdict::Rejected || explained, "{:?}", candidate);
-        }
-    }
-
-    #[test]
-    fn a_placement_breaks_nothing_that_was_asked_for(
-        request in placement(),
-        clusters in prop::collection::vec(cluster(), 0..40),
-    ) {
-        let clusters = inventory(&named("c", clusters));
-        let decision = decide_clusters(&request, &clusters, 0);
-        let names: BTreeSet<&str> = decision.selected.iter().map(|c| c.cluster.as_str()).collect();
-        prop_assert_eq!(names.len(), decision.selected.len());
-        let before: BTreeSet<&str> = request.current.iter().map(|s| s.cluster.as_str()).collect();
-        if !decision.satisfied {
-            prop_assert_eq!(names, before, "without a way to satisfy it, everything stays");
-            return Ok(());
-        }
-        let unseen = before.iter().filter(|n| clusters.get(n).is_none()).count();
-        prop_assert!(names.len() >= request.spec.clusters.min as usize);
-        prop_assert!(names.len() <= (request.spec.clusters.max as usize).max(unseen));
-        let mut regions = BTreeMap::new();
-        for name in &names {
-            let Some(cluster) = clusters.get(name) else {
-                prop_assert!(before.contains(name));
-                continue;
-            };
-            *regions.entry(&cluster.attributes["region"]).or_insert(0) += 1;
-            prop_assert!(cluster.accepted);
-            prop_assert!(request.class_selector.as_ref().is_none_or(|s| s.matches(&cluster.labels)));
-            for wanted in &request.spec.constraints {
-                prop_assert!(wanted.values.contains(&cluster.attributes[&wanted.attribute]));
-            }
-            prop_assert!(!cluster.taints.iter().any(|t| t.effect == TaintEffect::NoBindings));
-            if !before.contains(name) {
-                prop_assert_eq!(cluster.available, Some(true));
-                prop_assert!(!cluster.taints.iter().any(|t| t.effect == TaintEffect::NoNewBindings));
-            }
-        }
-        for spread in request.spec.spread.iter().filter(|s| s.when_unsatisfiable == WhenUnsatisfiable::DoNotSchedule) {
-            prop_assert!(regions.len() >= spread.min_groups as usize);
-        }
-        if let Some(replicas) = request.spec.replicas {
-            let sum: u32 = decision.selected.iter().map(|c| c.replicas.unwrap()).sum();
-            let wanted = if replicas.divide == Division::Duplicated { replicas.total * names.len() as u32 } else { replicas.total };
-            prop_assert_eq!(sum, wanted);
         }
     }
 
