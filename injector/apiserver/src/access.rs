@@ -8,13 +8,15 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 use crate::error::Failure;
+use crate::follow::WATCH_SILENCE;
 
 /// Longest wait for the answer to one request that is no watch.
 pub const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// Longest wait for a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// A watch that is silent for longer is made again; the server ends watches and sends bookmarks earlier.
-const SILENCE_LIMIT: Duration = Duration::from_secs(295);
+/// A connection on which an answer is silent for longer is given up. Later than a watch would, which needs no error
+/// for that.
+const SILENCE_LIMIT: Duration = WATCH_SILENCE.saturating_add(Duration::from_secs(5));
 
 /// Where the API server is and who we are.
 #[derive(Clone, Debug, Default)]
@@ -68,6 +70,8 @@ pub async fn connect(access: &Access) -> Result<Client, AccessError> {
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT_LIMIT);
     config.read_timeout = Some(SILENCE_LIMIT);
+    // Else it would count from the answer before.
+    config.reset_reader_on_write = true;
     config.write_timeout = Some(CALL_LIMIT);
     Client::try_from(config).map_err(AccessError::Client)
 }

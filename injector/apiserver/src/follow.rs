@@ -1,8 +1,9 @@
 //! All objects of one kind, kept current.
 //!
 //! A watch that ends, lapses (410) or fails is made again with growing, jittered pauses; until then the last
-//! complete set stays in use. An object that cannot be read keeps its last readable form and is named in
-//! [`Followed::refused`]; it never stops the others.
+//! complete set stays in use. One that says nothing any more is given up after half a minute, since a connection
+//! that was lost without a word looks like a quiet one. An object that cannot be read keeps its last readable form
+//! and is named in [`Followed::refused`]; it never stops the others.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use kube::api::{ApiResource, DynamicObject};
-use kube::runtime::utils::{Backoff, StreamBackoff};
+use kube::runtime::utils::Backoff as _;
 use kube::runtime::watcher::{self, Event, ExponentialBackoff};
 use kube::{Api, Client, Resource};
 use parking_lot::RwLock;
@@ -22,10 +23,18 @@ use tokio::sync::watch;
 use crate::error::{FailureKind, kind_of};
 use crate::role::Tasks;
 
+/// How long one watch lasts before it is made again where it was. Short, since this is how a lost one is noticed; cheap,
+/// since nothing is listed for it.
+const WATCH_LASTS: u32 = 25;
+/// A watch that was silent for so long is made again; the API server ends it earlier.
+pub(crate) const WATCH_SILENCE: Duration = Duration::from_secs(WATCH_LASTS as u64 + 5);
+
 /// First pause before a broken watch is made again; each next one is up to twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// Longest pause: what a person waits for after the API server is back.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// So many lapses in a row are no longer what a server does now and then.
+const LAPSES: u32 = 3;
 
 /// Which objects to follow.
 #[derive(Clone, Debug, Default)]
@@ -76,6 +85,7 @@ where
     let config = watcher::Config {
         label_selector: selection.labels.clone(),
         field_selector: selection.fields.clone(),
+        timeout: Some(WATCH_LASTS),
         ..watcher::Config::default()
     };
     let followed = Followed::empty();
@@ -89,23 +99,29 @@ where
     K: Resource<DynamicType = ()> + DeserializeOwned + Send + Sync + 'static,
 {
     async fn run(self, api: Api<DynamicObject>, config: watcher::Config, kind: String) {
-        let mut events = StreamBackoff::new(watcher::watcher(api, config), Pauses::new()).boxed();
-        let mut listing: Option<BTreeMap<Key, Arc<K>>> = None;
+        let mut pauses = Pauses::new();
         let mut complained = false;
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => {
-                    // The beginning of a listing proves nothing: it may fail as the last one did.
-                    complained &= matches!(event, Event::Init);
-                    self.take(event, &mut listing);
-                }
-                Err(error) => {
-                    listing = None;
-                    if let ControlFlow::Continue(()) = self.note(&error, &kind)
-                        && !complained
-                    {
-                        tracing::warn!(kind, %error, "the watch is broken and will be made again; what is known stays in use");
-                        complained = true;
+        loop {
+            let mut listing: Option<BTreeMap<Key, Arc<K>>> = None;
+            let mut events = watcher::watcher(api.clone(), config.clone()).boxed();
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(event) => self.take(event, &mut listing),
+                    Err(error) => {
+                        listing = None;
+                        let pause = pauses.pause();
+                        complained &= pauses.in_a_row > 1;
+                        if let ControlFlow::Continue(()) = self.note(&error, &kind, pauses.in_a_row)
+                            && !complained
+                        {
+                            tracing::warn!(kind, %error, "the watch is broken and will be made again; what is known stays in use");
+                            complained = true;
+                        }
+                        tokio::time::sleep(pause).await;
+                        // A watch that is refused for its place in the history would be asked for at that place again.
+                        if matches!(error, watcher::Error::WatchStartFailed(_)) && has_lapsed(&error) {
+                            break;
+                        }
                     }
                 }
             }
@@ -160,15 +176,15 @@ where
     }
 
     /// Notes a broken watch; `Break` when it is no news for a log.
-    fn note(&self, error: &watcher::Error, kind: &str) -> ControlFlow<()> {
+    fn note(&self, error: &watcher::Error, kind: &str, in_a_row: u32) -> ControlFlow<()> {
         let unknown = match error {
             watcher::Error::InitialListFailed(e) | watcher::Error::WatchStartFailed(e) => {
                 kind_of(e) == FailureKind::NotFound
             }
             _ => false,
         };
-        // The server ends watches whose place in its history is gone; the next list mends that.
-        let lapsed = matches!(error, watcher::Error::WatchError(status) if status.code == 410);
+        // The server ends watches whose place in its history is gone; the next list mends that, or should.
+        let lapsed = has_lapsed(error) && in_a_row < LAPSES;
         let mut state = self.shared.state.write();
         if !unknown {
             state.broken = Some(error.to_string());
@@ -189,8 +205,11 @@ where
 }
 
 impl<K: Resource + DeserializeOwned> State<K> {
-    fn read(&mut self, object: DynamicObject) -> (Key, Option<Arc<K>>) {
+    fn read(&mut self, mut object: DynamicObject) -> (Key, Option<Arc<K>>) {
         let key = key_of(&object);
+        // Who wrote which field is of no use to anybody here, and often larger than the rest. A write of the object
+        // without it leaves it as it is.
+        object.metadata.managed_fields = None;
         match object.try_parse::<K>() {
             Ok(object) => {
                 self.refused.remove(&shown(&key));
@@ -220,11 +239,25 @@ fn shown((namespace, name): &Key) -> String {
     if namespace.is_empty() { name.clone() } else { format!("{namespace}/{name}") }
 }
 
-/// Pauses that grow until the watch has worked for a while. The beginning of each listing counts as a success for
-/// whoever drives them, so they are not told of successes but look at the time.
+/// Whether the place in the server's history is gone from which a watch or a list was to go on.
+fn has_lapsed(error: &watcher::Error) -> bool {
+    let code = match error {
+        watcher::Error::WatchError(status) => status.code,
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code,
+        _ => return false,
+    };
+    code == 410
+}
+
+/// Pauses that grow until the watch has worked for a while. The beginning of each listing is no sign of that, so they
+/// look at the time.
 struct Pauses {
     growing: ExponentialBackoff,
     last: Option<Instant>,
+    /// Failures that followed each other closely.
+    in_a_row: u32,
 }
 
 impl Pauses {
@@ -235,25 +268,19 @@ impl Pauses {
             .with_factor(2.0)
             .without_max_times()
             .with_jitter();
-        Self { growing: growing.into(), last: None }
+        Self { growing: growing.into(), last: None, in_a_row: 0 }
     }
-}
 
-impl Iterator for Pauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
+    fn pause(&mut self) -> Duration {
         let now = Instant::now();
         // Twice the longest pause and the longest wait for a connection: failures in a row are closer together.
         if self.last.replace(now).is_none_or(|last| now.duration_since(last) > LONGEST_PAUSE * 4) {
             self.growing.reset();
+            self.in_a_row = 0;
         }
-        self.growing.next()
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        self.growing.next().unwrap_or(LONGEST_PAUSE)
     }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {}
 }
 
 impl<K> Followed<K> {

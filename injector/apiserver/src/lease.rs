@@ -129,7 +129,9 @@ impl Candidate {
         let mut complained = false;
         while !stop.is_cancelled() {
             let before = Instant::now();
-            let turn = tokio::time::timeout(self.timing.give_up, self.turn(before)).await;
+            // A connection that was lost without a word takes one try with it, and must not take the lease.
+            let turn = tokio::time::timeout(self.timing.give_up / 2, self.turn(before)).await;
+            let waited = turn.is_err();
             match turn {
                 Ok(Ok(())) => complained = false,
                 Ok(Err(e)) if e.kind == FailureKind::Conflict => {}
@@ -139,13 +141,23 @@ impl Candidate {
                     }
                     complained = true;
                 }
-                Err(_) => complained = true,
+                Err(_) => {
+                    if !complained {
+                        tracing::warn!(
+                            lease = self.lease,
+                            "the API server does not answer about the lease; it is asked again"
+                        );
+                    }
+                    complained = true;
+                }
             }
             let lost = self.term.borrow().as_ref().is_some_and(|term| !term.holds());
             if lost {
                 self.step_down("it could not be renewed in time");
             }
-            let _ = tokio::time::timeout(self.timing.retry, stop.cancelled()).await;
+            if !waited {
+                let _ = tokio::time::timeout(self.timing.retry, stop.cancelled()).await;
+            }
         }
         self.give_back().await;
     }
