@@ -7,3 +7,4 @@ mod faults;
 mod harness;
 mod lifecycle;
 mod swap;
+mod watches;

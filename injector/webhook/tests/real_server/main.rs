@@ -6,6 +6,7 @@ mod admission;
 mod certificates;
 mod direct;
 mod harness;
+mod ignored;
 mod others;
 mod repair;
 mod services;
