@@ -28,28 +28,32 @@ readonly STAGES=(
   "tools|the programs everything else needs are there"
   "servers|the servers that components are tested against, installed where missing"
   "format|cargo fmt"
-  "clippy|all lints, warnings are errors"
-  "build|every binary, once; later stages use these"
+  "build|every program and test, once; later stages use these"
   "arrows|rules of the house: who may depend on whom (xtask tidy)"
   "codegen|committed protobuf code is what the .proto files generate"
   "crds|definitions of the kinds are what the types generate, manifests what the chart renders"
   "docs|generated reference pages are up to date"
   "licences|licences, bans and sources of dependencies; advisories where reachable"
-  "rustdoc|API documentation builds without warnings"
   "unit|tests of each crate"
   "fuzz|everything that reads bytes from outside, under mutated ones"
   "conformance|every component through the cases of its building block"
   "black-box|the real mechad over HTTP and gRPC"
+  "sdks|unmodified official SDKs in five languages"
+  "example|the shop of the README runs on embedded defaults and on real backends, its broker is swapped, and it ends by itself"
+  "clippy|all lints, warnings are errors"
+  "rustdoc|API documentation builds without warnings"
   "drain|restarts, replacements and stops under load: nothing fails, nothing is lost"
   "swap|documents changed under load: nothing fails, nothing is lost"
   "faults|daemons, apps, servers and networks break: clear errors, recovery, nothing acknowledged is lost"
   "roles|each role of the control part on a real kube-apiserver"
   "control|the control part as a whole on a real kube-apiserver, with injected sidecars"
-  "sdks|unmodified official SDKs in five languages"
-  "example|the shop of the README runs on embedded defaults and on real backends, its broker is swapped, and it ends by itself"
 )
 # Stages that start binaries of this checkout.
-readonly NEED_BUILD=" arrows codegen crds docs fuzz conformance black-box drain swap faults roles control sdks example "
+readonly NEED_BUILD=" arrows codegen crds docs unit fuzz conformance black-box sdks example drain swap faults roles control "
+# Stages that only compile. They run at low priority beside the next ones, which wait more than they compute, and are
+# reported when it is their turn. The stages after them, which break and measure things, have the machine to themselves.
+readonly BESIDE=" clippy rustdoc "
+readonly BESIDE_FROM=conformance
 
 # ---- Stages ----
 
@@ -96,8 +100,13 @@ stage_format() { cargo fmt --all --check; }
 
 stage_clippy() { cargo clippy "${WORKSPACE[@]}" --all-targets -- -D warnings; }
 
-# With the examples, which some tests start, cargo resolves features as it does for the tests.
-stage_build() { cargo build "${WORKSPACE[@]}" --bins --examples; }
+# In one call: cargo resolves features once and has both cores busy to the end. The examples are started by tests.
+stage_build() {
+  cargo build "${WORKSPACE[@]}" --bins --examples --tests --message-format=json-render-diagnostics >"$BUILT"
+}
+
+# Runs test programs of the build: `package/target`, a star stands for anything.
+targets() { python3 tests/targets.py "$BUILT" "$@"; }
 
 stage_arrows() { "$BINARIES/xtask" tidy; }
 
@@ -134,50 +143,59 @@ stage_licences() {
 stage_rustdoc() { RUSTDOCFLAGS="-D warnings" cargo doc "${WORKSPACE[@]}" --no-deps --lib --examples; }
 
 stage_unit() {
-  # Every test target but those of tests/ and those on a real API server, which are stages of their own.
-  local targets
-  targets=$(cargo metadata --format-version=1 --no-deps --locked | python3 -c '
-import json, sys
-for package in json.load(sys.stdin)["packages"]:
-    if package["name"] != "mecha-tests":
-        for target in package["targets"]:
-            if target["kind"] == ["test"] and target["name"] != "real_server":
-                print("--test", target["name"])') || return 1
-  local status=0
-  # shellcheck disable=SC2086 # one word per target
-  cargo test "${WORKSPACE[@]}" --no-fail-fast --lib --bins $targets || status=1
-  cargo test "${WORKSPACE[@]}" --no-fail-fast --doc || status=1
+  local status=0 examples
+  # All but those of tests/ and those on a real API server, which are stages of their own. Many wait for a server or a
+  # clock, so more run at a time than there are cores.
+  RUST_TEST_THREADS=3 targets --beside 2 '*' '!*/real_server' '!mecha-tests/*' mecha-tests/lib || status=1
+  # Cargo builds half of everything again for examples in the documentation, with other features; so only if there are any.
+  examples=$(git ls-files -z '*.rs' | xargs -0 awk "$EXAMPLES")
+  if [[ -n $examples ]]; then
+    cargo test "${WORKSPACE[@]}" --no-fail-fast --doc || status=1
+  fi
   return "$status"
 }
 
-stage_fuzz() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test fuzz; }
+# The files with examples that rustdoc would run: blocks without a language or with Rust's, and indented ones.
+readonly EXAMPLES='
+  FNR == 1 { inside = 0 }
+  !match($0, /^[ \t]*\/\/[\/!]/) { inside = 0; blank = 1; next }
+  {
+    text = substr($0, RSTART + RLENGTH)
+    if (match(text, /^ *(```+|~~~+)/)) {
+      inside = !inside
+      language = substr(text, RLENGTH + 1)
+      if (inside && language ~ /^ *($|rust|should_panic|no_run|compile_fail|edition|ignore|test_harness)/) { print FILENAME; nextfile }
+    } else if (!inside && blank && text ~ /^ ?    +[^ ]/) { print FILENAME; nextfile }
+    blank = text ~ /^ *$/
+  }'
+
+stage_fuzz() { targets mecha-tests/fuzz; }
 
 stage_conformance() {
   MECHA_KUBERNETES=$(bash tests/control/apiserver/build.sh) || return 1
   export MECHA_KUBERNETES
-  cargo test "${WORKSPACE[@]}" --no-fail-fast --test conformance
+  targets mecha-tests/conformance
 }
 
-stage_black-box() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test api; }
+stage_black-box() { targets mecha-tests/api; }
 
-stage_drain() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test drain; }
+stage_drain() { targets mecha-tests/drain; }
 
-stage_swap() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test swap; }
+stage_swap() { targets mecha-tests/swap; }
 
-stage_faults() { cargo test "${WORKSPACE[@]}" --no-fail-fast --test faults; }
+stage_faults() { targets mecha-tests/faults; }
 
 stage_roles() {
   MECHA_KUBERNETES=$(bash tests/control/apiserver/build.sh) || return 1
   export MECHA_KUBERNETES
-  cargo test "${WORKSPACE[@]}" --no-fail-fast --test real_server
+  RUST_TEST_THREADS=4 targets '*/real_server'
 }
 
 stage_control() {
   MECHA_KUBERNETES=$(bash tests/control/apiserver/build.sh) || return 1
   MECHA_HELM=$(bash tests/control/helm/build.sh) || return 1
-  MECHA_CUE=$(bash tests/control/cue/build.sh) || return 1
-  export MECHA_KUBERNETES MECHA_HELM MECHA_CUE
-  cargo test "${WORKSPACE[@]}" --no-fail-fast --test control
+  export MECHA_KUBERNETES MECHA_HELM
+  RUST_TEST_THREADS=3 targets mecha-tests/control
 }
 
 stage_sdks() { bash tests/sdk/run.sh; }
@@ -247,7 +265,7 @@ count() {
     END { print passed + 0, failed + 0, skipped + 0 }'
 }
 
-running=""
+declare -A running=() watching=() # groups of processes, by stage
 end_stage() { # group of processes
   kill -TERM -- "-$1" 2>/dev/null || return 0
   local i
@@ -260,29 +278,52 @@ end_stage() { # group of processes
 
 interrupted() {
   trap - INT TERM
-  [[ -n $running ]] && end_stage "$running"
+  local group
+  for group in "${running[@]}"; do end_stage "$group"; done
   echo "interrupted" >&2
   exit 130
 }
 
-# Runs one stage in a process group of its own, so that nothing it started outlives it.
+# Starts a stage in a process group of its own, so that nothing it started outlives it.
+start_stage() { # stage, file descriptor for its output, niceness
+  local name=$1 out=$2 nice=${3:-0} group
+  set -m
+  (renice -n "$nice" -p "$BASHPID" >/dev/null; "stage_$name") </dev/null >&"$out" 2>&1 &
+  group=$!
+  (sleep "$STAGE_LIMIT"; echo "$name took longer than ${STAGE_LIMIT}s and is ended"; end_stage "$group") >&"$out" 2>&1 &
+  watching[$name]=$!
+  disown "$!" # ending it is no news
+  set +m
+  running[$name]=$group
+}
+
+# Waits for a stage that was started, and gives its status.
+finish_stage() {
+  local name=$1 status
+  wait "${running[$name]}"
+  status=$?
+  kill -KILL -- "-${watching[$name]}" 2>/dev/null
+  unset "running[$name]" "watching[$name]"
+  return "$status"
+}
+
+# Runs one stage and shows its output, also that of one which was started beside others.
 run_stage() {
-  local name=$1 log="$LOGS/$1.log" status out writer watch i
+  local name=$1 log="$LOGS/$1.log" status out writer group i
+  if [[ -n ${running[$name]-} ]]; then
+    finish_stage "$name"
+    status=$?
+    cat "$log"
+    return "$status"
+  fi
   : >"$log"
   exec {out}> >(exec tee "$log")
   writer=$!
-  set -m
-  ("stage_$name") </dev/null >&"$out" 2>&1 &
-  running=$!
-  (sleep "$STAGE_LIMIT"; echo "$name took longer than ${STAGE_LIMIT}s and is ended"; end_stage "$running") >&"$out" 2>&1 &
-  watch=$!
-  disown "$watch" # ending it is no news
-  set +m
-  wait "$running"
+  start_stage "$name" "$out"
+  group=${running[$name]}
+  finish_stage "$name"
   status=$?
-  kill -KILL -- "-$watch" 2>/dev/null
-  end_stage "$running"
-  running=""
+  end_stage "$group"
   exec {out}>&-
   for ((i = 0; i < 50; i++)); do # the last words reach the log
     kill -0 "$writer" 2>/dev/null || break
@@ -290,6 +331,16 @@ run_stage() {
   done
   kill "$writer" 2>/dev/null
   return "$status"
+}
+
+start_beside() {
+  local name out
+  for name in $BESIDE; do
+    [[ -z $selected || $selected == *" $name "* ]] || continue
+    exec {out}>"$LOGS/$name.log"
+    start_stage "$name" "$out" 19
+    exec {out}>&-
+  done
 }
 
 list() {
@@ -338,19 +389,23 @@ export NO_PROXY=$no_proxy
 
 target=${CARGO_TARGET_DIR:-target}
 [[ $target == /* ]] || target="$PWD/$target"
-readonly BINARIES="$target/debug" LOGS="$target/test-logs" STAGE_LIMIT=${MECHA_TEST_STAGE_LIMIT:-1800}
+readonly BINARIES="$target/debug" LOGS="$target/test-logs" BUILT="$target/test-logs/built.json"
+readonly STAGE_LIMIT=${MECHA_TEST_STAGE_LIMIT:-1800}
 mkdir -p "$LOGS" || exit 1
 scratch=$(mktemp -d) || exit 1
 trap 'rm -rf "$scratch"' EXIT
 trap interrupted INT TERM
 export MECHA_HOME="$scratch/home"
+# Named, so that nobody asks cargo for one of them, which would build half of everything again with other features.
 export MECHAD="$BINARIES/mechad" MECHA="$BINARIES/mecha" MECHA_MECHAD="$BINARIES/mechad"
+export MECHA_CONTROL="$BINARIES/mecha-control" MECHA_TEST_EXAMPLES="$BINARIES/examples"
 
 sum_passed=0 sum_failed=0 built=yes
 rows=() broken=()
 for stage in "${STAGES[@]}"; do
   name=${stage%%|*}
   [[ -z $selected || $selected == *" $name "* ]] || continue
+  [[ $name == "$BESIDE_FROM" ]] && start_beside
   printf '\n==> %s: %s\n' "$name" "${stage#*|}"
   begin=$SECONDS
   if [[ $NEED_BUILD == *" $name "* && $built == no ]]; then

@@ -176,9 +176,10 @@ start_servers() {
   quietly "installing the servers" servers-install.log bash "$root/tests/install-servers.sh"
   [ -t 2 ] || flags+=(--quiet)
   say "Starting Redis, PostgreSQL and Apache Kafka on free ports ..."
-  (cd "$root" && cargo build --locked "${flags[@]}" -p mecha-testkit --example backends) ||
+  helper=${MECHA_TEST_EXAMPLES:-$(dirname "$work")/debug/examples}/backends
+  [ -n "${MECHA_TEST_EXAMPLES:-}" ] ||
+    (cd "$root" && cargo build --locked "${flags[@]}" -p mecha-testkit --example backends) ||
     fail "building the helper that starts the servers failed, see above"
-  helper=$(dirname "$work")/debug/examples/backends
   rm -f "$work/servers.in"
   mkfifo "$work/servers.in"
   : >"$said"

@@ -3,6 +3,7 @@
 # each on every backend: a folder of resources/ with the same components on other products.
 #
 #   MECHAD                daemon to test; without it the one in target/debug is built
+#   MECHA_TEST_EXAMPLES   folder with the built examples of this checkout; without it what is needed is built
 #   MECHA_SDK_LANGUAGES   only these, of: java js python go rust
 #   MECHA_SDK_BACKENDS    only these, of: embedded redis postgres-kafka
 #
@@ -147,12 +148,16 @@ backends=${MECHA_SDK_BACKENDS:-embedded redis postgres-kafka}
 
 # The servers are started once, around the rest of this script.
 if [ -z "${MECHA_SDK_SERVERS:-}" ]; then
-  (cd "$root" && cargo build --quiet --locked -p mecha-testkit --example with_servers) || exit 1
+  helpers=${MECHA_TEST_EXAMPLES:-}
+  if [ -z "$helpers" ]; then
+    (cd "$root" && cargo build --quiet --locked -p mecha-testkit --example with_servers) || exit 1
+    helpers=$target_dir/examples
+  fi
   databases=()
   for language in $languages; do
     for backend in $backends; do databases+=(--database "$language-$backend"); done
   done
-  MECHA_SDK_SERVERS=started exec "$target_dir/examples/with_servers" --sql "$here/resources/postgres-kafka/setup.sql" \
+  MECHA_SDK_SERVERS=started exec "$helpers/with_servers" --sql "$here/resources/postgres-kafka/setup.sql" \
     "${databases[@]}" bash "${BASH_SOURCE[0]}"
 fi
 if [ -z "${MECHAD:-}" ]; then
