@@ -28,6 +28,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Door {
     task: JoinHandle<()>,
     departures: mpsc::Receiver<Departure>,
+    /// Goes with the door.
+    file: Option<SocketFile>,
 }
 
 /// A successor that serves. The daemon leaves.
@@ -73,11 +75,8 @@ impl Door {
         let (leave, departures) = mpsc::channel(1);
         let keeper =
             Keeper { app_id: app_id.to_owned(), namespace: namespace.to_owned(), health, house, sockets, leave };
-        let task = tokio::spawn(async move {
-            let _file = file;
-            keeper.run(listener).await;
-        });
-        Ok(Self { task, departures })
+        let task = tokio::spawn(keeper.run(listener));
+        Ok(Self { task, departures, file: Some(file) })
     }
 
     /// Waits until a successor serves. Never returns when the door is broken. Cancel safe.
@@ -85,6 +84,14 @@ impl Door {
         match self.departures.recv().await {
             Some(departure) => departure,
             None => std::future::pending().await,
+        }
+    }
+
+    /// Closes it and leaves its place to the successor, whose own door may be there at any moment: looking whose file
+    /// it is and removing it are two steps, between which it may become the successor's.
+    pub fn leave(mut self) {
+        if let Some(file) = self.file.take() {
+            file.leave();
         }
     }
 }

@@ -347,7 +347,9 @@ async fn drive(
                 let runtime = live.current.load_full();
                 runtime.name.hand_on();
                 let leaving = stop::hand_over(&fix, runtime, servers, successor);
-                drop(door);
+                if let Some(door) = door {
+                    door.leave();
+                }
                 return tokio::select! {
                     code = leaving => code,
                     name = signals.stop() => {
