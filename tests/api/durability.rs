@@ -74,7 +74,9 @@ async fn acknowledged_state_survives_kills() {
             .enumerate()
             .map(|(writer, api)| tokio::spawn(write(api, writer, Arc::clone(&ledger), Arc::clone(&counter))))
             .collect();
+        let before = *counter.lock();
         tokio::time::sleep(pause(round)).await;
+        wait_until(Duration::from_secs(60), "writes", || async { *counter.lock() > before + 8 }).await;
         sidecar.kill().await;
         for writer in writers {
             let _ = writer.await;
@@ -150,7 +152,9 @@ async fn acknowledged_events_survive_kills() {
                 })
             })
             .collect();
+        let before = acked.lock().len();
         tokio::time::sleep(pause(round)).await;
+        wait_until(Duration::from_secs(60), "acknowledged events", || async { acked.lock().len() > before + 3 }).await;
         sidecar.kill().await;
         for publisher in publishers {
             let _ = publisher.await;

@@ -25,11 +25,13 @@ pub(crate) fn broker(name: &str, folder: &Path) -> String {
     component(name, "pubsub.mecha", &[("path", folder.to_str().unwrap())])
 }
 
-/// A Configuration spec that resolves app names by a shared file, so that no multicast is needed.
+/// A Configuration spec that resolves app names by a shared file, so that no multicast is needed. An app that could not
+/// refresh its entry for some seconds, as on a busy machine, stays known.
 pub(crate) fn registry(folder: &Path) -> String {
     let file = folder.join("names.db");
     format!(
-        "nameResolution:\n  component: sqlite\n  version: v1\n  configuration:\n    connectionString: {}\n",
+        "nameResolution:\n  component: sqlite\n  version: v1\n  configuration:\n    connectionString: {}\n    \
+         updateInterval: 60s\n",
         file.display()
     )
 }

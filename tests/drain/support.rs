@@ -27,7 +27,8 @@ pub(crate) fn broker(folder: &Path) -> String {
 pub(crate) fn names(folder: &Path) -> String {
     let file = folder.join("names.db");
     format!(
-        "nameResolution:\n  component: sqlite\n  version: v1\n  configuration:\n    connectionString: {}\n",
+        "nameResolution:\n  component: sqlite\n  version: v1\n  configuration:\n    connectionString: {}\n    \
+         updateInterval: 60s\n",
         file.display()
     )
 }
