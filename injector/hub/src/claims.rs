@@ -94,11 +94,12 @@ fn status(
     };
     let total = u32::try_from(entries.len()).unwrap_or(u32::MAX);
     let ready = u32::try_from(entries.iter().filter(|c| is_ready(c)).count()).unwrap_or(u32::MAX);
-    let found = Found { view, decided, outcome, entries, backend: &backend, total, ready, now };
-    let (phase, aspects) = found.phase();
     let mut history: Vec<ClaimMove> = ended.iter().filter(|m| is_new(&stored, m)).cloned().collect();
     history.extend(stored.history.iter().cloned());
     history.truncate(MAX_HISTORY);
+    let last = history.first();
+    let found = Found { view, decided, outcome, entries, backend: &backend, total, ready, last, now };
+    let (phase, aspects) = found.phase();
     CapabilityClaimStatus {
         phase: Some(phase),
         backend,
@@ -154,6 +155,8 @@ struct Found<'f> {
     backend: &'f str,
     total: u32,
     ready: u32,
+    /// The last move that has ended.
+    last: Option<&'f ClaimMove>,
     now: Timestamp,
 }
 
@@ -285,7 +288,9 @@ impl Found<'_> {
         let plan = plan.map(|(class, digest)| {
             format!("; to agree, set spec.approvedSwap of EnvironmentClass {class} to {digest}")
         });
-        (true, reason, format!("{from} -> {to}: {blocked}{}", plan.unwrap_or_default()))
+        let past = self.last.filter(|_| *blocked == Blocked::RolledBack).map(|last| format!("; why: {}", last.why));
+        let note = plan.or(past).unwrap_or_default();
+        (true, reason, format!("{from} -> {to}: {blocked}{note}"))
     }
 
     fn pending_plan(&self) -> Option<(String, String)> {
