@@ -31,6 +31,8 @@ const MAX_WATCHES: usize = 512;
 const REREAD: Duration = Duration::from_secs(30);
 /// First and longest pause after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Keys of the Service Binding specification whose values name a product.
+const PRODUCT: [&str; 2] = ["type", "provider"];
 /// Seconds after which the API server ends a watch.
 const WATCH_SECONDS: u32 = 270;
 
@@ -143,8 +145,9 @@ impl Secret {
     /// `text` without any of the values.
     pub(crate) fn scrub(&self, text: &mut String) {
         let State::Present(data) = &*self.state.lock() else { return };
-        // Shorter ones would blank out ordinary words.
-        for value in data.values().filter(|value| value.len() >= 4) {
+        // Shorter ones would blank out ordinary words, and these the name of the product that a message is about.
+        let hidden = |key: &str, value: &[u8]| value.len() >= 4 && !PRODUCT.contains(&key);
+        for (_, value) in data.iter().filter(|(key, value)| hidden(key, value)) {
             if let Some(value) = std::str::from_utf8(value).ok().map(str::trim).filter(|value| text.contains(value)) {
                 *text = text.replace(value, "***");
             }
