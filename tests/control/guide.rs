@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use mecha_testkit::servers::{Kubernetes, KubernetesOptions, Redis};
-use mecha_tests::{Http, HttpApp, Signal, wait_until};
+use mecha_tests::{FaultProxy, Http, HttpApp, Signal, wait_until};
 use serde_json::{Value, json};
 
 use crate::install::install;
@@ -17,7 +17,7 @@ use crate::roles::{AGENT, ControlPart, HUB, INJECTOR};
 
 const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
 /// Longest wait for something that takes several roles; a busy machine is slow.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 const SIDECAR: &str = "daprd";
 const POD: &str = "orders-api";
 
@@ -28,27 +28,34 @@ fn files(guide: &str) -> BTreeMap<String, String> {
     blocks.filter_map(|block| block.split_once('\n')).map(|(name, yaml)| (name.to_owned(), yaml.to_owned())).collect()
 }
 
+pub(crate) fn port_of(url: &str) -> u16 {
+    url.rsplit(':').next().unwrap().parse().unwrap()
+}
+
 /// A cluster in which the steps of the platform guide up to the app's pod have been taken.
-struct Shop {
+pub(crate) struct Shop {
     // In the order in which they end.
-    node: Kubelet,
-    roles: ControlPart,
-    server: Kubernetes,
+    pub(crate) node: Kubelet,
+    pub(crate) roles: ControlPart,
+    /// Between the roles and the API server.
+    pub(crate) road: FaultProxy,
+    pub(crate) server: Kubernetes,
     audit: Audit,
     blue: Redis,
     green: Redis,
     _app: HttpApp,
     /// The CONNECT-TO namespace.
-    home: String,
+    pub(crate) home: String,
 }
 
 impl Shop {
-    async fn open() -> Option<Self> {
+    pub(crate) async fn open() -> Option<Self> {
         let audit = Audit::new();
         let server = audit.of(KubernetesOptions::new()).start()?;
         let (blue, green) = (Redis::start()?, Redis::start()?);
         install(&server);
-        let roles = ControlPart::start(&server).await;
+        let road = FaultProxy::start(port_of(&server.url())).await;
+        let roles = ControlPart::start_on(&server, Some(road.port())).await;
         let app = HttpApp::builder().start().await;
         let node = KubeletOptions::new().served("example/orders-api:1", app.port()).start(&server);
         let files = files("platform-guide.md");
@@ -58,7 +65,7 @@ impl Shop {
         server.apply(&backends).unwrap();
         server.apply(&files["class.yaml"]).unwrap();
         server.apply(&files["environment.yaml"]).unwrap();
-        let mut shop = Self { node, roles, server, audit, blue, green, _app: app, home: String::new() };
+        let mut shop = Self { node, roles, road, server, audit, blue, green, _app: app, home: String::new() };
         shop.shows(&["-n", "team-a", "environment", "dev"], ".status.conditions[?(@.type==\"Ready\")].status", "True")
             .await;
         shop.home = shop.field(&["-n", "team-a", "environment", "dev"], ".status.connectTo").unwrap();
@@ -72,52 +79,52 @@ impl Shop {
         Some(shop)
     }
 
-    fn apply(&self, yaml: &str) {
+    pub(crate) fn apply(&self, yaml: &str) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), yaml).unwrap();
         self.server.kubectl(&["-n", &self.home, "apply", "-f", &file.path().to_string_lossy()]);
     }
 
-    fn field(&self, object: &[&str], path: &str) -> Option<String> {
+    pub(crate) fn field(&self, object: &[&str], path: &str) -> Option<String> {
         let format = format!("jsonpath={{{path}}}");
         self.server.kubectl_refused(&[&["get", "-o", &format], object].concat()).ok()
     }
 
     /// Waits until kubectl shows this.
-    async fn shows(&self, object: &[&str], path: &str, text: &str) {
+    pub(crate) async fn shows(&self, object: &[&str], path: &str, text: &str) {
         let what = format!("{path} of {object:?} to be {text}");
         wait_until(PATIENCE, &what, async || self.field(object, path).as_deref() == Some(text)).await;
     }
 
-    async fn bound_to(&self, backend: &str) {
+    pub(crate) async fn bound_to(&self, backend: &str) {
         let claim = ["-n", &self.home, "capabilityclaim", "orders"];
         self.shows(&claim, ".status.backend", backend).await;
         self.shows(&claim, ".status.phase", "Bound").await;
     }
 
     /// The sidecar's API.
-    fn api(&self) -> Http {
+    pub(crate) fn api(&self) -> Http {
         Http::tcp(self.node.port(&self.home, POD, 3500))
     }
 
-    async fn save(&self, key: &str, value: &str) -> u16 {
+    pub(crate) async fn save(&self, key: &str, value: &str) -> u16 {
         self.api().post_json("/v1.0/state/orders", &json!([{"key": key, "value": value}])).send().await.status
     }
 
-    async fn read(&self, key: &str) -> String {
+    pub(crate) async fn read(&self, key: &str) -> String {
         self.api().get(format!("/v1.0/state/orders/{key}")).send().await.text()
     }
 }
 
 /// Writes and reads until it is told to stop.
-struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     calls: Arc<AtomicU64>,
     failed: tokio::task::JoinHandle<Vec<String>>,
 }
 
 impl Load {
-    fn start(api: Http) -> Self {
+    pub(crate) fn start(api: Http) -> Self {
         let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, counted) = (stop.clone(), calls.clone());
         let failed = tokio::spawn(async move {
@@ -136,12 +143,12 @@ impl Load {
     }
 
     /// Waits for so many calls more.
-    async fn goes_on(&self, more: u64) {
+    pub(crate) async fn goes_on(&self, more: u64) {
         let until = self.calls.load(Ordering::Relaxed) + more;
         wait_until(PATIENCE, "the load to go on", async || self.calls.load(Ordering::Relaxed) >= until).await;
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         let failed = self.failed.await.unwrap();
         assert!(failed.is_empty(), "{} calls failed, the first: {}", failed.len(), failed[0]);

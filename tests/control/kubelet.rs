@@ -29,6 +29,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::container::signal;
 use self::pod::Known;
 
 /// What runs for the image of an app's container. An image that nobody described seems to run and does

@@ -5,11 +5,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends by panicking")]
 
+mod faults;
 mod guide;
 mod injection;
 mod install;
 mod kinds;
 mod kubelet;
+mod leaders;
 mod leaks;
 mod nodes;
 mod rbac;

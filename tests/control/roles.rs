@@ -7,11 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use mecha_testkit::servers::Kubernetes;
-use mecha_tests::{Http, free_port, wait_until};
+use mecha_tests::{Http, Signal, free_port, wait_until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::install::NAMESPACE;
+use crate::kubelet::signal;
 
 /// Longest wait for a role to be ready; a busy machine is slow.
 const READY: Duration = Duration::from_secs(120);
@@ -29,6 +30,10 @@ pub(crate) struct Places {
 pub(crate) struct ControlPart {
     roles: BTreeMap<&'static str, Running>,
     places: Places,
+    /// Where roles reach the API server, when not where it is.
+    road: Option<u16>,
+    /// Variables of a role's environment, which has no others.
+    variables: BTreeMap<&'static str, Vec<(String, String)>>,
     folder: TempDir,
 }
 
@@ -46,7 +51,29 @@ impl ControlPart {
     /// Starts all roles on a server where the manifests are installed, and waits until they are ready. What the
     /// manifests say about addresses is changed to this machine, since nothing routes Services here.
     pub(crate) async fn start(server: &Kubernetes) -> Self {
+        Self::start_on(server, None).await
+    }
+
+    /// The same, with roles that reach the API server through this port of the machine.
+    pub(crate) async fn start_on(server: &Kubernetes, road: Option<u16>) -> Self {
+        let mut part = Self::none(road);
+        part.lead_here(server);
+        for role in [HUB, AGENT, INJECTOR] {
+            part.launch(server, role);
+        }
+        part.ready().await;
+        part
+    }
+
+    /// No role runs yet.
+    pub(crate) fn none(road: Option<u16>) -> Self {
         let places = Places { delivery: free_port(), issuer: free_port(), webhook: free_port() };
+        Self { roles: BTreeMap::new(), places, road, variables: BTreeMap::new(), folder: TempDir::new().unwrap() }
+    }
+
+    /// Puts the roles' addresses on this machine into what is installed.
+    fn lead_here(&self, server: &Kubernetes) {
+        let places = self.places;
         let config = server.kubectl(&["-n", NAMESPACE, "get", "configmap", "mecha-injector", "-o", "json"]);
         let config: Value = serde_json::from_str(&config).unwrap();
         let text = config["data"]["config.yaml"].as_str().unwrap();
@@ -62,17 +89,16 @@ impl ControlPart {
         ]);
         let registration = ["patch", "mutatingwebhookconfiguration", "mecha-injector", "--type=json", "-p"];
         server.kubectl(&[&registration[..], &[&client.to_string()]].concat());
-
-        let mut part = Self { roles: BTreeMap::new(), places, folder: TempDir::new().unwrap() };
-        for role in [HUB, AGENT, INJECTOR] {
-            part.launch(server, role);
-        }
-        part.ready().await;
-        part
     }
 
     /// Starts a role, again if need be.
     pub(crate) fn launch(&mut self, server: &Kubernetes, role: &'static str) {
+        self.launch_replica(server, role, role);
+    }
+
+    /// Starts a replica of a role under a name of its own. Those that share a machine need ports of their own, so only
+    /// the hub can have several.
+    pub(crate) fn launch_replica(&mut self, server: &Kubernetes, role: &'static str, name: &'static str) {
         let ops = free_port();
         let here = |port: u16| format!("127.0.0.1:{port}");
         let own: Vec<String> = match role {
@@ -87,33 +113,42 @@ impl ControlPart {
                 "--registration=chart".to_owned(),
             ],
         };
-        let log = File::options().create(true).append(true).open(self.log_file(role)).unwrap();
+        let log = File::options().create(true).append(true).open(self.log_file(name)).unwrap();
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL"])
             .arg(mecha_tests::mecha_control())
             .arg(role)
             .arg("--kubeconfig")
-            .arg(self.kubeconfig(server, role))
-            .args(["--namespace", NAMESPACE, "--instance", &format!("{role}-0")])
+            .arg(self.kubeconfig(server, role, name))
+            .args(["--namespace", NAMESPACE, "--instance", &format!("{name}-0")])
             .args(["--ops-address", &here(ops)])
             .args(own)
             .env_clear()
+            .envs(self.variables.get(role).into_iter().flatten().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
             .unwrap();
-        self.roles.insert(role, Running { child, ops });
+        self.roles.insert(name, Running { child, ops });
+    }
+
+    /// Gives a role variables from its next launch on.
+    pub(crate) fn variables(&mut self, role: &'static str, variables: &[(&str, &str)]) {
+        let owned = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        self.variables.insert(role, owned.collect());
     }
 
     /// A configuration of the role's own account: what the manifests do not allow, it cannot do.
-    fn kubeconfig(&self, server: &Kubernetes, role: &str) -> PathBuf {
-        let path = self.folder.path().join(format!("{role}.kubeconfig"));
+    fn kubeconfig(&self, server: &Kubernetes, role: &str, name: &str) -> PathBuf {
+        let path = self.folder.path().join(format!("{name}.kubeconfig"));
         if !path.exists() {
             let token =
                 server.kubectl(&["-n", NAMESPACE, "create", "token", &format!("mecha-{role}"), "--duration=2h"]);
             let text = std::fs::read_to_string(server.kubeconfig()).unwrap();
-            std::fs::write(&path, text.replace(server.admin_token(), token.trim())).unwrap();
+            let address = self.road.map_or_else(|| server.url(), |port| format!("https://127.0.0.1:{port}"));
+            let text = text.replace(server.admin_token(), token.trim()).replace(&server.url(), &address);
+            std::fs::write(&path, text).unwrap();
         }
         path
     }
@@ -137,6 +172,18 @@ impl ControlPart {
         }
     }
 
+    /// Sends a signal to a role.
+    pub(crate) fn signal(&self, role: &str, what: Signal) {
+        signal(self.roles[role].child.id(), what);
+    }
+
+    /// The value of a metric of a role; `None` when it does not answer or has none.
+    pub(crate) async fn metric(&self, role: &str, series: &str) -> Option<f64> {
+        let scraped = Http::tcp(self.roles.get(role)?.ops).get("/metrics").try_send().await.ok()?.text();
+        let line = scraped.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ').map(str::to_owned));
+        line?.parse().ok()
+    }
+
     /// Ends a role without notice.
     pub(crate) fn kill(&mut self, role: &str) {
         if let Some(mut running) = self.roles.remove(role) {
@@ -148,7 +195,8 @@ impl ControlPart {
 
 impl Drop for ControlPart {
     fn drop(&mut self) {
-        for role in [HUB, AGENT, INJECTOR] {
+        let names: Vec<_> = self.roles.keys().copied().collect();
+        for role in names {
             self.kill(role);
             if std::thread::panicking() {
                 eprintln!("--- log of {role} ---\n{}---", self.log(role));

@@ -276,7 +276,7 @@ impl Probe {
     }
 }
 
-pub(super) fn signal(pid: u32, signal: Signal) {
+pub(crate) fn signal(pid: u32, signal: Signal) {
     let raw = match signal {
         Signal::Term => Raw::TERM,
         Signal::Int => Raw::INT,
