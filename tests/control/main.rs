@@ -17,3 +17,4 @@ mod nodes;
 mod rbac;
 mod roles;
 mod secrets;
+mod show;

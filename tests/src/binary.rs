@@ -16,6 +16,12 @@ pub fn mecha_control() -> &'static Path {
     FOUND.get_or_init(|| find("MECHA_CONTROL", "mecha-control"))
 }
 
+/// The command line under test: as `MECHA` says, else the one of this checkout, built once per run.
+pub fn mecha() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| find("MECHA", "mecha"))
+}
+
 fn find(variable: &str, name: &str) -> PathBuf {
     if let Some(named) = std::env::var_os(variable).filter(|named| !named.is_empty()) {
         let path = PathBuf::from(named);

@@ -34,7 +34,7 @@ pub use self::app::echo::{ECHO, EchoClient};
 pub use self::app::grpc::{GrpcApp, GrpcAppBuilder, TopicCall};
 pub use self::app::http::{Answer, Body, Call, HttpApp, HttpAppBuilder, full_body};
 pub use self::authority::Authority;
-pub use self::binary::{mecha_control, mechad};
+pub use self::binary::{mecha, mecha_control, mechad};
 pub use self::documents::{component, indent, subscription};
 pub use self::grpc::{Grpc, status_details};
 pub use self::http::{Http, Protocol, Reply, Request, escape};
