@@ -44,6 +44,22 @@ pub(crate) struct Common {
     /// Write log lines as JSON
     #[arg(long, global = true)]
     pub(crate) log_as_json: bool,
+    /// OTLP collector that gets traces [default: OTEL_EXPORTER_OTLP_ENDPOINT; without both nothing is traced]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) trace_endpoint: Option<String>,
+    /// How the collector is spoken to [default: OTEL_EXPORTER_OTLP_PROTOCOL, or grpc]
+    #[arg(long, global = true, value_enum, value_name = "PROTOCOL")]
+    pub(crate) trace_protocol: Option<TraceProtocol>,
+    /// Share of decisions that is traced, from 0 to 1 [default: OTEL_TRACES_SAMPLER, or 1]
+    #[arg(long, global = true, value_name = "SHARE")]
+    pub(crate) trace_share: Option<f64>,
+}
+
+/// The ways of OTLP.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TraceProtocol {
+    Grpc,
+    Http,
 }
 
 /// Importance of log lines.
@@ -84,6 +100,18 @@ pub(crate) enum RoleArgs {
         #[command(flatten)]
         injector: InjectorArgs,
     },
+}
+
+impl RoleArgs {
+    /// What a collector of traces calls the program.
+    pub(crate) const fn service(&self) -> &'static str {
+        match self {
+            Self::Hub(_) => "mecha-hub",
+            Self::Agent(_) => "mecha-agent",
+            Self::Injector(_) => "mecha-injector",
+            Self::All { .. } => "mecha-control",
+        }
+    }
 }
 
 /// What the hub takes.

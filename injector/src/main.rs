@@ -5,6 +5,7 @@ mod logs;
 mod ops;
 mod program;
 mod roles;
+mod telemetry;
 
 use std::process::ExitCode;
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mecha_apiserver::{Access, Readiness, Role, Tasks, connect};
 use parking_lot::Mutex;
@@ -14,9 +14,14 @@ use tokio::task::JoinSet;
 use crate::cli::{Cli, Common};
 use crate::ops::{self, Ops};
 use crate::roles;
+use crate::telemetry::Telemetry;
 
 /// Threads that run tasks: roles wait most of the time.
 const THREADS: usize = 2;
+
+/// What the last spans get of the time of a stop: so much even when nothing is left of it, and no more.
+const SHORTEST_FLUSH: Duration = Duration::from_millis(200);
+const LONGEST_FLUSH: Duration = Duration::from_secs(3);
 
 /// Why the program ends with a failure.
 #[derive(Debug)]
@@ -59,6 +64,7 @@ async fn serve(cli: Cli) -> Result<(), Failed> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
     let tasks = Tasks::new();
+    let telemetry = Telemetry::start(&cli.common, cli.role.service())?;
     let role = role(&cli.common, tasks.clone()).await?;
     // First of all: a program that cannot be asked how it is has no use for an operator.
     let listening = Ops { ready: role.ready.clone(), metrics: role.metrics.clone() };
@@ -67,7 +73,7 @@ async fn serve(cli: Cli) -> Result<(), Failed> {
         .map_err(|e| Failed::new("listen", format!("--ops-address {}: {e}", cli.common.ops_address)))?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), instance = role.instance, "health and metrics are served");
     let mut running = JoinSet::new();
-    roles::start(cli.role, &role, &mut running)?;
+    roles::start(cli.role, &role, &telemetry.tracer(), &mut running)?;
     let ended = tokio::select! {
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
@@ -75,6 +81,7 @@ async fn serve(cli: Cli) -> Result<(), Failed> {
     };
     tracing::info!("stopping");
     let limit = Duration::from_secs(cli.common.drain_seconds);
+    let stopped = Instant::now();
     tasks.stopping().cancel();
     let drained = tokio::time::timeout(limit, async {
         while running.join_next().await.is_some() {}
@@ -83,6 +90,7 @@ async fn serve(cli: Cli) -> Result<(), Failed> {
     if drained.await.is_err() {
         tracing::warn!("not everything ended within {limit:?}");
     }
+    telemetry.shutdown(limit.saturating_sub(stopped.elapsed()).clamp(SHORTEST_FLUSH, LONGEST_FLUSH)).await;
     ended
 }
 

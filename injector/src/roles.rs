@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::time::Duration;
 
+use mecha_apiserver::trace::Tracer;
 use mecha_apiserver::{Gate, Role};
 use tokio::task::JoinSet;
 
@@ -17,22 +18,31 @@ const OPERATOR: &str = "dapr-operator";
 ///
 /// # Errors
 /// What the command line says makes no sense.
-pub(crate) fn start(args: RoleArgs, role: &Role, running: &mut JoinSet<Result<(), Failed>>) -> Result<(), Failed> {
+pub(crate) fn start(
+    args: RoleArgs,
+    role: &Role,
+    tracer: &Tracer,
+    running: &mut JoinSet<Result<(), Failed>>,
+) -> Result<(), Failed> {
     match args {
-        RoleArgs::Hub(args) => hub(&args, role, running),
-        RoleArgs::Agent(args) => agent(&args, role, running),
+        RoleArgs::Hub(args) => hub(&args, role, tracer, running),
+        RoleArgs::Agent(args) => agent(&args, role, tracer, running),
         RoleArgs::Injector(args) => injector(&args, role, running)?,
         RoleArgs::All { hub: h, agent: a, injector: i } => {
-            hub(&h, role, running);
-            agent(&a, role, running);
+            hub(&h, role, tracer, running);
+            agent(&a, role, tracer, running);
             injector(&i, role, running)?;
         }
     }
     Ok(())
 }
 
-fn hub(args: &HubArgs, role: &Role, running: &mut JoinSet<Result<(), Failed>>) {
-    let options = mecha_hub::Options { cluster_name: args.cluster.clone(), ..mecha_hub::Options::default() };
+fn hub(args: &HubArgs, role: &Role, tracer: &Tracer, running: &mut JoinSet<Result<(), Failed>>) {
+    let options = mecha_hub::Options {
+        cluster_name: args.cluster.clone(),
+        tracer: tracer.clone(),
+        ..mecha_hub::Options::default()
+    };
     let gate = role.ready.wait_for("the start of the hub");
     let role = role.clone();
     running.spawn(begun(gate, async move { mecha_hub::run(options, role).await.map_err(|e| Failed::new("hub", e)) }));
@@ -53,7 +63,7 @@ async fn begun<T>(gate: Gate, role: impl Future<Output = T>) -> T {
 }
 
 /// What looks after sources; and the issuer with what delivers documents, which gets its certificate from there.
-fn agent(args: &AgentArgs, role: &Role, running: &mut JoinSet<Result<(), Failed>>) {
+fn agent(args: &AgentArgs, role: &Role, tracer: &Tracer, running: &mut JoinSet<Result<(), Failed>>) {
     let issuing = mecha_issuer::Options {
         listen: args.issuer_address,
         trust_domain: args.trust_domain.clone(),
@@ -64,6 +74,7 @@ fn agent(args: &AgentArgs, role: &Role, running: &mut JoinSet<Result<(), Failed>
     let delivering = mecha_agent::Options {
         listen: args.agent_address,
         cluster: args.agent_cluster.clone(),
+        tracer: tracer.clone(),
         ..mecha_agent::Options::default()
     };
     let sources = mecha_sources::Options {

@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends by panicking")]
 
+mod absence;
+mod composites;
+mod exports;
 mod faults;
 mod guide;
 mod injection;
@@ -14,7 +17,9 @@ mod kubelet;
 mod leaders;
 mod leaks;
 mod nodes;
+mod phases;
 mod rbac;
 mod roles;
 mod secrets;
 mod show;
+mod uninstall;

@@ -32,8 +32,6 @@ pub(crate) struct ControlPart {
     places: Places,
     /// Where roles reach the API server, when not where it is.
     road: Option<u16>,
-    /// Variables of a role's environment, which has no others.
-    variables: BTreeMap<&'static str, Vec<(String, String)>>,
     folder: TempDir,
 }
 
@@ -68,7 +66,7 @@ impl ControlPart {
     /// No role runs yet.
     pub(crate) fn none(road: Option<u16>) -> Self {
         let places = Places { delivery: free_port(), issuer: free_port(), webhook: free_port() };
-        Self { roles: BTreeMap::new(), places, road, variables: BTreeMap::new(), folder: TempDir::new().unwrap() }
+        Self { roles: BTreeMap::new(), places, road, folder: TempDir::new().unwrap() }
     }
 
     /// Puts the roles' addresses on this machine into what is installed.
@@ -124,19 +122,12 @@ impl ControlPart {
             .args(["--ops-address", &here(ops)])
             .args(own)
             .env_clear()
-            .envs(self.variables.get(role).into_iter().flatten().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
             .unwrap();
         self.roles.insert(name, Running { child, ops });
-    }
-
-    /// Gives a role variables from its next launch on.
-    pub(crate) fn variables(&mut self, role: &'static str, variables: &[(&str, &str)]) {
-        let owned = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        self.variables.insert(role, owned.collect());
     }
 
     /// A configuration of the role's own account: what the manifests do not allow, it cannot do.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::Stream;
+use mecha_apiserver::trace::{SpanKind, TraceContext};
 use mecha_proto::delivery as wire;
 use mecha_proto::delivery::delivery_server::Delivery;
 use mecha_proto::delivery::{from_agent, from_sidecar};
@@ -21,6 +22,7 @@ use crate::operator::receiver_stream;
 use crate::serve::{Served, caller};
 use crate::sets::{Set, phase_from_wire};
 use crate::sidecars::{Place, Reported};
+use crate::view::Cause;
 
 /// The version of the protocol that is spoken here.
 const PROTOCOL: u32 = 1;
@@ -89,6 +91,8 @@ struct Sent {
     digest: String,
     /// When the change was noticed that it answers, until it is reported on.
     since: Option<Instant>,
+    /// What the documents had been changed for by then.
+    cause: Option<Cause>,
     renew: tokio::time::Instant,
 }
 
@@ -186,6 +190,11 @@ async fn next(
     sent: &mut Option<Sent>,
 ) -> Result<Option<wire::FromAgent>, Status> {
     let published = desk.look();
+    let cause = published.view.cause.clone();
+    // A sidecar that comes back, and a document by hand, have nothing to do with the last decision.
+    let news = cause.as_ref().filter(|cause| sent.as_ref().is_some_and(|sent| sent.cause.as_ref() != Some(*cause)));
+    let context = news.map(|cause| &cause.context);
+    let mut span = served.tracer.start(SpanKind::Producer, context, || "deliver documents");
     let documents = desk.select(&published, &hello.configurations);
     desk.hold(documents.iter().flat_map(|document| document.bodies())).await;
     let filled = documents.iter().map(|document| desk.fill(document)).collect();
@@ -194,8 +203,17 @@ async fn next(
         Status::resource_exhausted(why)
     })?;
     place.sent(&set.digest, &set.missing);
-    if sent.as_ref().is_some_and(|sent| sent.digest == set.digest) {
+    if let Some(sent) = sent.as_mut().filter(|sent| sent.digest == set.digest) {
+        sent.cause.clone_from(&cause);
+        span.discard();
         return Ok(None);
+    }
+    if span.is_recording() {
+        let caller = desk.caller();
+        span.set("mecha.namespace", caller.namespace.clone());
+        span.set("mecha.app_id", caller.app_id.clone());
+        span.set("mecha.instance", hello.instance.clone());
+        span.set("mecha.documents", i64::try_from(set.documents.len()).unwrap_or(i64::MAX));
     }
     let first = sent.is_none();
     let sequence = sent.as_ref().map_or(1, |sent| sent.sequence + 1);
@@ -206,6 +224,7 @@ async fn next(
         sequence,
         digest: set.digest.clone(),
         since,
+        cause: cause.clone(),
         renew: tokio::time::Instant::now() + spread(&hello.instance, renew),
     });
     let message = if unchanged {
@@ -223,7 +242,9 @@ async fn next(
         }
         served.metrics.set_sent(set.bytes(), since.map(|since| since.elapsed()));
         let snapshot = set.snapshot(desk.caller(), &served.live);
-        let set = wire::DocumentSet { sequence, digest: set.digest, documents: set.documents, snapshot };
+        let traceparent = span.context().or(context).map(TraceContext::traceparent).unwrap_or_default();
+        let documents = set.documents;
+        let set = wire::DocumentSet { sequence, digest: set.digest, documents, snapshot, traceparent };
         from_agent::Message::Set(set)
     };
     Ok(Some(wire::FromAgent { message: Some(message) }))

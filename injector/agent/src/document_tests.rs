@@ -112,6 +112,7 @@ fn the_old_side_owns_until_the_switch() {
             deadline: None,
             why: String::new(),
             cause: String::new(),
+            traceparent: None,
         };
         let old = Body::new(Kind::Component, side("state.old")).unwrap();
         document.moving = Some((record, old));

@@ -42,6 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mecha_apiserver::Role;
+use mecha_apiserver::trace::Tracer;
 use mecha_identity::Live;
 use tokio::net::TcpListener;
 
@@ -67,6 +68,8 @@ pub struct Options {
     /// After a start, no status is written for so long: sidecars need time to come back, and one that is missing
     /// must not look as if it had never been there.
     pub patience: Duration,
+    /// Starts the spans of what is delivered.
+    pub tracer: Tracer,
 }
 
 impl Default for Options {
@@ -77,6 +80,7 @@ impl Default for Options {
             max_connections: 10_000,
             max_sidecars: 5_000,
             patience: Duration::from_secs(10),
+            tracer: Tracer::off(),
         }
     }
 }
@@ -119,6 +123,7 @@ impl Agent {
             sidecars: sidecars.clone(),
             live,
             metrics: metrics.clone(),
+            tracer: options.tracer.clone(),
             tasks: role.tasks.clone(),
             stop: role.tasks.stopping().clone(),
         });

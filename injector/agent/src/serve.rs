@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mecha_apiserver::Tasks;
+use mecha_apiserver::trace::Tracer;
 use mecha_identity::{Clients, Live, explain_io, peer_id};
 use mecha_proto::delivery::delivery_server::DeliveryServer;
 use mecha_proto::operator::operator_server::OperatorServer;
@@ -53,6 +54,7 @@ pub(crate) struct Served {
     pub(crate) sidecars: Arc<Sidecars>,
     pub(crate) live: Arc<Live>,
     pub(crate) metrics: Metrics,
+    pub(crate) tracer: Tracer,
     pub(crate) tasks: Tasks,
     pub(crate) stop: CancellationToken,
 }

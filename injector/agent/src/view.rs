@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mecha_apiserver::CapabilityBinding;
+use mecha_apiserver::trace::TraceContext;
+use mecha_apiserver::{CapabilityBinding, cause_of};
 use mecha_resources::kinds::BindingEntry;
 use serde_json::Value;
 
@@ -15,6 +16,15 @@ pub(crate) struct View {
     documents: BTreeMap<(Kind, String), Arc<Document>>,
     /// Entries that are not delivered as they stand, by binding and claim, and why.
     pub(crate) troubles: BTreeMap<(String, String), String>,
+    /// What the documents of bindings were last changed for.
+    pub(crate) cause: Option<Cause>,
+}
+
+/// The decision behind a revision of a binding, if it is traced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cause {
+    pub(crate) revision: i64,
+    pub(crate) context: TraceContext,
 }
 
 impl View {
@@ -37,6 +47,9 @@ impl View {
         }
         for binding in bindings.iter().filter(|b| b.spec.namespace == namespace) {
             let name = binding.metadata.name.as_deref().unwrap_or_default();
+            if let Some(context) = cause_of(&binding.metadata) {
+                view.cause = Some(Cause { revision: binding.spec.revision, context });
+            }
             for entry in &binding.spec.entries {
                 if let Err(why) = view.add(namespace, name, entry) {
                     view.troubles.insert((name.to_owned(), entry.claim.clone()), why);

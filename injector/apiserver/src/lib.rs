@@ -5,6 +5,7 @@
 //! - [`Leadership`] tells which replica leads, and [`Term`] fences its writes.
 //! - [`apply`], [`apply_status`] and [`delete`] write; [`Events`] tells people.
 //! - [`Role`] is what a role of the control part is started with.
+//! - `testing`, a feature, is what tests of the roles share.
 
 mod access;
 mod error;
@@ -14,6 +15,9 @@ mod kinds;
 mod lease;
 mod ready;
 mod role;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod traces;
 mod write;
 
 pub use access::{Access, AccessError, CALL_LIMIT, call, connect};
@@ -26,6 +30,8 @@ pub use kinds::{
 };
 pub use kube::runtime::events::EventType;
 pub use lease::{Leadership, Term, Timing};
+pub use mecha_trace as trace;
 pub use ready::{Gate, Readiness};
 pub use role::{Role, Tasks};
+pub use traces::{TRACEPARENT, cause_of};
 pub use write::{apply, apply_status, delete};

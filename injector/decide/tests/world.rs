@@ -280,6 +280,7 @@ fn a_claim_on_the_move_keeps_both_sides_until_the_end() {
         deadline: None,
         why: String::new(),
         cause: String::new(),
+        traceparent: None,
     });
     let stored = binding.clone();
     let consent = Consent { held: [("team-a-dev/events".to_owned(), Hold::Moving)].into(), ..Consent::default() };

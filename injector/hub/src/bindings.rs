@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use mecha_apiserver::{CapabilityBinding, EventType};
 use mecha_decide::swap::Wish;
 use mecha_decide::{Choice, ClaimOutcome, MoveWhy, entries_digest, rule_for};
@@ -12,6 +11,8 @@ use mecha_resources::kinds::{
 
 use crate::decide::{Decided, cause, why};
 use crate::swaps::{Progress, Start, begin, go_on, receipt_text};
+use crate::traces;
+use crate::turn::Context;
 use crate::view::{Facts as _, MANAGED_BY, View};
 use crate::write::{News, Write};
 
@@ -42,23 +43,17 @@ pub(crate) struct Bindings {
 }
 
 /// The bindings of the environment `key`.
-pub(crate) fn bindings(view: &View, decided: &Decided, key: &str, epoch: i64, now: Timestamp) -> Bindings {
+pub(crate) fn bindings(context: &Context<'_>, decided: &Decided, key: &str) -> Bindings {
     let mut out = Bindings::default();
     for wanted in decided.evaluation.bindings.iter().filter(|binding| binding.environment == key) {
         out.clusters.push(wanted.cluster.clone());
-        one(view, decided, wanted.clone(), epoch, now, &mut out);
+        one(context, decided, wanted.clone(), &mut out);
     }
     out
 }
 
-fn one(
-    view: &View,
-    decided: &Decided,
-    mut wanted: CapabilityBindingSpec,
-    epoch: i64,
-    now: Timestamp,
-    out: &mut Bindings,
-) {
+fn one(context: &Context<'_>, decided: &Decided, mut wanted: CapabilityBindingSpec, out: &mut Bindings) {
+    let Context { view, epoch, now, .. } = *context;
     let home = cluster_namespace(&wanted.cluster);
     let stored = view.bindings_of(&wanted.namespace).iter().find(|b| b.namespace() == home);
     let mut object = stored.map_or_else(
@@ -66,6 +61,9 @@ fn one(
         |stored| stored.as_ref().clone(),
     );
     let mut news = Vec::new();
+    // The decision behind what is written: a move that begins is of this look, a step of one is of an earlier.
+    let mut began = false;
+    let mut step_of = None;
     for entry in &mut wanted.entries {
         let claim = format!("{}/{}", wanted.namespace, entry.claim);
         let outcome = decided.outcome(&claim);
@@ -75,7 +73,11 @@ fn one(
             let status = entry_status(&object, &entry.claim);
             let wish = wish(&object, entry, outcome);
             let record = entry.swap.clone();
-            match go_on(entry, &wanted.cluster, status, wish, now) {
+            let progress = go_on(entry, &wanted.cluster, status, wish, now);
+            if progress != Progress::Waits {
+                step_of = step_of.or_else(|| record.as_ref()?.traceparent.clone());
+            }
+            match progress {
                 Progress::Waits => {}
                 Progress::Went(phase) => news.extend(phase_news(view, &claim, record.as_ref(), phase, entry)),
                 Progress::Ended(receipt) => {
@@ -84,10 +86,11 @@ fn one(
                 }
             }
         } else if last.backend != entry.backend
-            && let Some(start) = start(view, decided, outcome, last, &entry.backend)
+            && let Some(start) = start(view, decided, outcome, last, &entry.backend, context.traceparent)
         {
             let note = format!("{} -> {} ({}): {}", last.backend, entry.backend, start.strategy, start.why);
             begin(entry, start, now);
+            began = true;
             news.extend(event(view, &claim, EventType::Normal, "SwapStarted", note));
         }
     }
@@ -104,6 +107,10 @@ fn one(
     labels.insert(CLUSTER.to_owned(), wanted.cluster.clone());
     labels.insert(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned());
     object.spec = wanted;
+    if !unchanged {
+        let step_of = step_of.as_deref().filter(|_| !began);
+        traces::mark(&mut object, step_of.or(context.traceparent));
+    }
     if stored.is_some_and(|stored| **stored == object) {
         return;
     }
@@ -149,6 +156,7 @@ fn start<'a>(
     outcome: Option<&ClaimOutcome>,
     last: &'a BindingEntry,
     to: &str,
+    traceparent: Option<&str>,
 ) -> Option<Start<'a>> {
     let outcome = outcome?;
     let class = decided.class_of.get(&outcome.environment)?;
@@ -161,6 +169,7 @@ fn start<'a>(
         deadline: policy.and_then(|policy| policy.deadline),
         why: choice.map(why).unwrap_or_default(),
         cause: cause(class, view, to),
+        traceparent: traceparent.map(str::to_owned),
     })
 }
 

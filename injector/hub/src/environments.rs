@@ -41,7 +41,7 @@ pub(crate) fn environment(context: &Context<'_>, decided: &Decided, environment:
             return row;
         }
     }
-    let Bindings { ended, writes, clusters } = bindings(view, decided, &environment.key(), context.epoch, now);
+    let Bindings { ended, writes, clusters } = bindings(context, decided, &environment.key());
     let homes = clusters.iter().map(|cluster| cluster_namespace(cluster));
     let missing = homes.filter(|home| !view.namespaces.contains_key(home));
     row.writes.extend(missing.map(|home| Write::namespace(&home, None)));

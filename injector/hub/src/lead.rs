@@ -7,12 +7,14 @@ use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
+use mecha_apiserver::trace::TraceContext;
 use mecha_apiserver::{Events, FailureKind, Leadership, Role, Term, call};
 use mecha_decide::Challenger;
 
 use crate::Options;
 use crate::clusters::Own;
 use crate::metrics::Metrics;
+use crate::traces;
 use crate::turn::{Context, Row, Turn, turn};
 use crate::view::{View, Watches};
 use crate::write::{Stopped, Writer};
@@ -43,7 +45,7 @@ pub(crate) async fn run(options: Options, role: Role) {
     }
     gate.open();
     let mut leadership = Leadership::campaign(&role, LEASE, options.lease);
-    let writer = Writer::new(role.client.clone(), Events::new(&role, "mecha-hub"), metrics);
+    let writer = Writer::new(role.client.clone(), Events::new(&role, "mecha-hub"), metrics, options.tracer.clone());
     loop {
         let Some(term) = stop.run_until_cancelled(leadership.elected()).await else { return };
         writer.metrics.leads(true);
@@ -123,6 +125,8 @@ impl<'r> Leader<'r> {
         let began = Instant::now();
         let view = watches.look();
         let unseen = self.unseen(&view);
+        let mut span = traces::decision(&self.options.tracer);
+        let traceparent = span.context().map(TraceContext::traceparent);
         let planned = turn(Context {
             view: &view,
             options: self.options,
@@ -132,8 +136,16 @@ impl<'r> Leader<'r> {
             challengers: &self.challengers,
             epoch: term.epoch(),
             now: Timestamp::now(),
+            traceparent: traceparent.as_deref(),
         });
         let Turn { rows, wake, phases, decisions, digest, challengers } = planned;
+        let writes = rows.iter().flat_map(|row| &row.writes);
+        let caused = traceparent.is_some_and(|traceparent| writes.clone().any(|write| write.is_for(&traceparent)));
+        if self.digest != digest || caused {
+            traces::decided(&mut span, &digest, decisions, writes.count());
+        } else {
+            std::mem::take(&mut span).discard();
+        }
         if self.digest != digest {
             tracing::info!(decision = digest, claims = decisions, "what was decided has changed");
             self.digest = digest;
@@ -157,6 +169,7 @@ impl<'r> Leader<'r> {
             self.complained.clear();
             self.challengers = challengers;
         }
+        span.end();
         self.writer.metrics.turn(began.elapsed(), decisions);
         if unseen.is_empty() {
             self.writer.metrics.claims(&phases);

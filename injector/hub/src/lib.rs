@@ -22,12 +22,14 @@ mod lead;
 mod metrics;
 mod placements;
 mod swaps;
+mod traces;
 mod turn;
 mod view;
 mod write;
 
 use std::time::Duration;
 
+use mecha_apiserver::trace::Tracer;
 use mecha_apiserver::{Role, Timing};
 use mecha_decide::Hysteresis;
 
@@ -44,6 +46,8 @@ pub struct Options {
     pub hysteresis: Hysteresis,
     /// How long the lease of the leader holds.
     pub lease: Timing,
+    /// Starts the spans of decisions and of what is written for them.
+    pub tracer: Tracer,
 }
 
 impl Default for Options {
@@ -53,6 +57,7 @@ impl Default for Options {
             resync: Duration::from_secs(60),
             hysteresis: Hysteresis::default(),
             lease: Timing::default(),
+            tracer: Tracer::off(),
         }
     }
 }

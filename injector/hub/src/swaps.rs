@@ -9,6 +9,7 @@ use mecha_resources::kinds::{
 use serde_json::Value;
 
 use crate::conditions::text;
+use crate::traces::trace_id;
 
 /// When a move stops and asks where its class names no deadline.
 const DEADLINE: SignedDuration = SignedDuration::from_hours(1);
@@ -20,6 +21,8 @@ pub(crate) struct Start<'a> {
     pub(crate) deadline: Option<Span>,
     pub(crate) why: String,
     pub(crate) cause: String,
+    /// Trace context of the decision.
+    pub(crate) traceparent: Option<String>,
 }
 
 /// `entry` names the new backend already; from here on it carries both.
@@ -35,6 +38,7 @@ pub(crate) fn begin(entry: &mut BindingEntry, start: Start<'_>, now: Timestamp) 
         deadline: now.checked_add(length).ok().map(text),
         why: start.why,
         cause: start.cause,
+        traceparent: start.traceparent,
     });
 }
 
@@ -133,6 +137,7 @@ fn receipt(
         outcome: if side == Side::New { MoveOutcome::Completed } else { MoveOutcome::RolledBack },
         why: record.why.clone(),
         cause: record.cause.clone(),
+        trace: trace_id(record.traceparent.as_deref()),
         sidecars: progress.total,
         counts: progress.counts.unwrap_or_default(),
     }
@@ -258,6 +263,7 @@ mod tests {
             deadline,
             why: "the class".to_owned(),
             cause: String::new(),
+            traceparent: None,
         };
         begin(&mut new, start, Timestamp::UNIX_EPOCH);
         (old, new)

@@ -32,6 +32,8 @@ pub(crate) struct Context<'c> {
     pub(crate) challengers: &'c BTreeMap<String, Challenger>,
     pub(crate) epoch: i64,
     pub(crate) now: Timestamp,
+    /// Trace context of this look, for what is decided by it.
+    pub(crate) traceparent: Option<&'c str>,
 }
 
 /// Writes in their order. Another row does not depend on them.

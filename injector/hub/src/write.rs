@@ -6,6 +6,7 @@ use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource};
+use mecha_apiserver::trace::Tracer;
 use mecha_apiserver::{CapabilityBinding, EventType, Events, Failure, FailureKind, Stored, Term, call};
 use mecha_resources::kinds::{CapabilityClaimSpec, KindSpec, MoveOutcome};
 use serde::Serialize;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
+use crate::traces;
 
 /// Owner of the fields that the hub writes.
 pub(crate) const MANAGER: &str = "mecha-hub";
@@ -155,6 +157,11 @@ impl Write {
         self.target.resource.kind == CapabilityClaimSpec::KIND
     }
 
+    /// Whether it is a binding that is written for the decision of this context.
+    pub(crate) fn is_for(&self, traceparent: &str) -> bool {
+        matches!(&self.change, Change::Replace(object) if traces::marked(object) == Some(traceparent))
+    }
+
     fn shown(&self) -> String {
         let Target { resource, namespace, name } = &self.target;
         let slash = if namespace.is_empty() { "" } else { "/" };
@@ -213,13 +220,14 @@ pub(crate) struct Writer {
     client: Client,
     events: Events,
     pub(crate) metrics: Metrics,
+    tracer: Tracer,
     /// First come, first served: the first steps of all rows go before the later ones of any.
     room: Semaphore,
 }
 
 impl Writer {
-    pub(crate) fn new(client: Client, events: Events, metrics: Metrics) -> Self {
-        Self { client, events, metrics, room: Semaphore::new(AT_ONCE) }
+    pub(crate) fn new(client: Client, events: Events, metrics: Metrics, tracer: Tracer) -> Self {
+        Self { client, events, metrics, tracer, room: Semaphore::new(AT_ONCE) }
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -288,11 +296,15 @@ impl Writer {
             }
             Change::Namespace { owner } => self.namespace(&api, name, owner).await,
             Change::Replace(object) => {
+                let mut span = traces::write(&self.tracer, object);
                 let Ok(object) = typed(object) else { return Ok(()) };
                 let answer = match object.metadata.resource_version {
                     Some(_) => call(api.replace(name, &post, &object)).await,
                     None => call(api.create(&post, &object)).await,
                 };
+                if answer.is_err() {
+                    span.fail("the API server refused it");
+                }
                 answer.map(|_| ()).map_err(refused)
             }
             Change::Status { status, version } => {

@@ -38,6 +38,37 @@ pub struct Config {
     pub strict: bool,
     /// Tolerations of virtual nodes, which ignore the image's entry point.
     pub ignore_entrypoint_tolerations: Vec<String>,
+    /// Where sidecars send their spans.
+    pub telemetry: Telemetry,
+}
+
+/// OpenTelemetry's own variables (`OTEL_*`) for sidecars. What a pod says with `dapr.io/env` wins. No place for
+/// tokens: these come from Secrets, by `dapr.io/env-from-secret`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// For every sidecar.
+    pub variables: BTreeMap<String, String>,
+    /// For the sidecars of an environment, by its CONNECT-TO namespace. They win over those for all.
+    pub environments: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Telemetry {
+    /// The variables for a sidecar in `namespace`.
+    pub(crate) fn of<'t>(&'t self, namespace: &str) -> BTreeMap<&'t str, &'t str> {
+        let own = self.environments.get(namespace).into_iter().flatten();
+        self.variables.iter().chain(own).map(|(name, value)| (name.as_str(), value.as_str())).collect()
+    }
+
+    /// The first name that is none of OpenTelemetry's.
+    pub(crate) fn stranger(&self) -> Option<&str> {
+        let own = self.environments.values().flatten();
+        let mut names = self.variables.iter().chain(own).map(|(name, _)| name.as_str());
+        names.find(|name| {
+            let rest = name.strip_prefix("OTEL_").unwrap_or_default();
+            rest.is_empty() || !rest.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
+        })
+    }
 }
 
 /// Addresses of services of the control part; an empty one is not given to the sidecar.
@@ -84,11 +115,19 @@ impl Default for Config {
             run_as_user: 65_532,
             strict: true,
             ignore_entrypoint_tolerations: vec!["virtual-kubelet.io/provider".to_owned()],
+            telemetry: Telemetry::default(),
         }
     }
 }
 
 impl Config {
+    /// What is wrong with it, in words; `None` when it can be used.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let name = self.telemetry.stranger()?;
+        Some(format!("telemetry: '{name}' is no variable of OpenTelemetry; write names such as OTEL_TRACES_SAMPLER"))
+    }
+
     /// Whether the API server knows native sidecars.
     #[must_use]
     pub fn knows_native_sidecars(&self) -> bool {

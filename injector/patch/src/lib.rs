@@ -22,7 +22,7 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use crate::annotations::Annotations;
-pub use crate::config::{Addresses, Config, Placement};
+pub use crate::config::{Addresses, Config, Placement, Telemetry};
 use crate::edit::Editor;
 pub use crate::edit::{Op, Operation};
 use crate::pod::Pod;

@@ -164,6 +164,11 @@ fn env(settings: &Settings, namespace: &str, config: &Config) -> Vec<Value> {
     if !config.trust_bundle_config_map.is_empty() {
         env.push(json!({"name": "MECHA_TRUST_ANCHORS_FILE", "value": format!("{TRUST_FOLDER}/ca.crt")}));
     }
+    for (name, value) in config.telemetry.of(namespace) {
+        if !settings.env.iter().any(|(own, _)| own == name) {
+            env.push(json!({"name": name, "value": value}));
+        }
+    }
     for (name, value) in &settings.env {
         env.push(match value {
             EnvValue::Plain(text) => json!({"name": name, "value": text}),

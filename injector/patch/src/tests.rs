@@ -417,3 +417,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn variables_of_opentelemetry_reach_the_sidecars_of_all_and_of_one_environment() {
+    let mut config = Config::default();
+    let set = |map: &mut std::collections::BTreeMap<String, String>, name: &str, value: &str| {
+        map.insert(name.to_owned(), value.to_owned());
+    };
+    set(&mut config.telemetry.variables, "OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:4317");
+    set(&mut config.telemetry.variables, "OTEL_TRACES_SAMPLER_ARG", "1");
+    set(config.telemetry.environments.entry("shop".to_owned()).or_default(), "OTEL_TRACES_SAMPLER_ARG", "0.1");
+    set(config.telemetry.environments.entry("other".to_owned()).or_default(), "OTEL_SERVICE_NAME", "other");
+    assert_eq!(config.problem(), None);
+    let variables = |pod: &Value| {
+        let done = injected(pod, &config);
+        let env = sidecar(&done)["env"].as_array().unwrap().clone();
+        let ours = env.into_iter().filter(|v| v["name"].as_str().unwrap().starts_with("OTEL_"));
+        ours.map(|v| (v["name"].as_str().unwrap().to_owned(), v["value"].as_str().unwrap().to_owned()))
+            .collect::<Vec<_>>()
+    };
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let endpoint = pair("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:4317");
+    assert_eq!(variables(&enabled(&[])), [endpoint.clone(), pair("OTEL_TRACES_SAMPLER_ARG", "0.1")]);
+    let own = enabled(&[("dapr.io/env", "OTEL_TRACES_SAMPLER_ARG=0.5")]);
+    assert_eq!(variables(&own), [endpoint, pair("OTEL_TRACES_SAMPLER_ARG", "0.5")], "the pod's own word wins");
+    set(&mut config.telemetry.variables, "PATH", "/");
+    assert!(config.problem().unwrap().contains("'PATH'"));
+}

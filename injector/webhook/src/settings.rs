@@ -153,6 +153,9 @@ fn read(text: &str, defaults: &Config, minor: u32) -> Result<Config, String> {
         let policy = &config.image_pull_policy;
         return Err(format!("imagePullPolicy is '{policy}'; write Always, IfNotPresent or Never"));
     }
+    if let Some(problem) = config.problem() {
+        return Err(problem);
+    }
     // Whatever would deny every pod denies this one.
     let plain = json!({
         "metadata": {"name": "any", "annotations": {"dapr.io/enabled": "true"}},
@@ -231,6 +234,7 @@ mod tests {
             ("imagePullPolicy: Sometimes", "imagePullPolicy"),
             ("image: ''", "image"),
             ("imgae: a", "imgae"),
+            ("telemetry: {variables: {LD_PRELOAD: x}}", "LD_PRELOAD"),
             ("strict: perhaps", "line"),
             ("[", ""),
         ] {

@@ -69,6 +69,9 @@ pub struct DocumentSet {
     /// What the sidecar keeps for a restart without the agent; see SignedSnapshot.
     #[prost(message, optional, tag = "4")]
     pub snapshot: ::core::option::Option<SignedSnapshot>,
+    /// W3C trace context of the change that this set is sent for; empty when nobody traces it.
+    #[prost(string, tag = "5")]
+    pub traceparent: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]

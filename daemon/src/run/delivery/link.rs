@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use mecha_components_api::Clock as _;
+use mecha_core::trace::TraceContext;
 use mecha_proto::delivery as wire;
 use mecha_proto::delivery::delivery_client::DeliveryClient;
 use mecha_proto::delivery::{from_agent, from_sidecar};
@@ -174,13 +175,14 @@ impl Link {
     }
 
     async fn take(&self, set: wire::DocumentSet) {
-        let wire::DocumentSet { sequence, digest, documents, snapshot } = set;
+        let wire::DocumentSet { sequence, digest, documents, snapshot, traceparent } = set;
         self.shared.sets.fetch_add(1, Ordering::Relaxed);
         *self.shared.sequence.lock() = (sequence, digest.clone());
         let before = self.shared.latest.lock().clone();
         let namespace = &self.settings.namespace;
         let received = Received::new(digest, documents, SystemTime::now(), before.as_deref(), namespace);
-        self.shared.take(received);
+        let cause = TraceContext::parse(&traceparent, None);
+        self.shared.take(Received { cause, ..received });
         if let Some(snapshot) = snapshot {
             self.keep(snapshot).await;
         }

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use mecha_core::loader::Moving;
+use mecha_core::trace::TraceContext;
 use mecha_proto::delivery as wire;
 use mecha_resources::kinds::SwapPhase;
 use mecha_resources::{Component, Configuration, Loaded};
@@ -23,6 +24,8 @@ pub(in crate::run) struct Received {
     pub(super) restored: bool,
     /// What every document of the set is to report on.
     pub(super) entries: Vec<Named>,
+    /// The trace of the change that it was sent for.
+    pub(super) cause: Option<TraceContext>,
 }
 
 /// What a report says about one document besides how it stands.
@@ -74,7 +77,7 @@ impl Received {
                 |d: &&wire::Document| d.kind == document.kind && read_name(d, namespace).as_deref() == Some(&*name);
             kept.extend(before.and_then(|b| b.documents.iter().find(same)).cloned());
         }
-        Self { digest, documents: kept, at, restored: false, entries }
+        Self { digest, documents: kept, at, restored: false, entries, cause: None }
     }
 
     /// The documents, and the moves by name of their component.

@@ -108,7 +108,8 @@ impl Agent {
     }
 
     fn send(&self, sequence: u64, digest: &str, documents: Vec<wire::Document>) {
-        let set = wire::DocumentSet { sequence, digest: digest.to_owned(), documents, snapshot: None };
+        let digest = digest.to_owned();
+        let set = wire::DocumentSet { sequence, digest, documents, ..wire::DocumentSet::default() };
         self.0.set.send_replace(Some(set));
     }
 }
@@ -370,6 +371,7 @@ async fn a_start_without_the_agent_takes_the_snapshot_and_then_what_the_agent_sa
         digest: "sha256:1".into(),
         documents: vec![document("live", "1")],
         snapshot: Some(signed(&ca, AGENT, "shop", issued)),
+        ..wire::DocumentSet::default()
     };
     agent.0.set.send_replace(Some(set));
     let (_, _server) = agent.serve(port).await;

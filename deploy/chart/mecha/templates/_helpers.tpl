@@ -105,6 +105,11 @@ spec:
         {{- if $root.Values.logs.json }}
         - --log-as-json
         {{- end }}
+        {{- with $root.Values.traces.endpoint }}
+        - --trace-endpoint={{ . }}
+        - --trace-protocol={{ $root.Values.traces.protocol }}
+        - --trace-share={{ $root.Values.traces.share }}
+        {{- end }}
         {{- range .args }}
         - {{ . }}
         {{- end }}
@@ -113,6 +118,9 @@ spec:
           valueFrom: {fieldRef: {fieldPath: metadata.name}}
         - name: POD_NAMESPACE
           valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+        {{- with $root.Values.traces.env }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
         ports:
         {{- range $name, $port := .ports }}
         - {name: {{ $name }}, containerPort: {{ $port }}, protocol: TCP}

@@ -72,6 +72,9 @@ pub struct SwapRecord {
     /// Digest of the class and backend that asked for it: what was taken back is not tried again by the same.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub cause: String,
+    /// W3C trace context of the decision that began it, when the hub traces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// What sidecars get for one claim.

@@ -168,6 +168,9 @@ pub struct ClaimMove {
     /// Digest of the class and backend that asked for it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub cause: String,
+    /// Id of the trace of its decision, steps and switches, when the hub traces.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub trace: String,
     /// Sidecars that took part.
     #[serde(default)]
     pub sidecars: u32,
