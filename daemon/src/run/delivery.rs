@@ -26,7 +26,7 @@ use mecha_core::Tasks;
 use mecha_identity::{Bundle, SpiffeId};
 use mecha_proto::delivery as wire;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use self::link::Link;
@@ -110,8 +110,6 @@ struct Shared {
     refused: Mutex<Option<String>>,
     /// What is in force.
     applied: Mutex<Option<Arc<Received>>>,
-    /// That it may be something else now.
-    put: Notify,
     report: watch::Sender<Option<wire::Report>>,
 }
 
@@ -320,11 +318,6 @@ impl Source for Delivery {
         }
     }
 
-    /// The agent sends complete sets, and one at a time.
-    fn comes_whole(&self) -> bool {
-        *self.shared.speaks.lock() == Speaks::Ours
-    }
-
     fn attach(&self, live: &Arc<Live>) {
         report::start(&self.tasks, self.shared.clone(), Arc::downgrade(live));
         self.applied();
@@ -333,6 +326,5 @@ impl Source for Delivery {
     fn applied(&self) {
         let listed = self.listed.lock().clone();
         *self.shared.applied.lock() = listed;
-        self.shared.put.notify_one();
     }
 }

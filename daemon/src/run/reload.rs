@@ -137,9 +137,7 @@ impl Reloader {
                 () = self.stop.cancelled() => return,
                 () = self.hangup.notified() => self.hung_up().await,
                 () = changed => {
-                    if !self.source.comes_whole() {
-                        self.wait_until_quiet().await;
-                    }
+                    self.wait_until_quiet().await;
                     self.list(Depth::Watched).await;
                 }
                 () = sleep_until(relist) => {

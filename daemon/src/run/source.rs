@@ -73,11 +73,6 @@ pub(super) trait Source: fmt::Debug + Send + Sync + 'static {
     /// returns where nothing can be noticed; listings happen on a period besides.
     async fn changed(&self);
 
-    /// Whether nothing that belongs to a change follows after it, so that nobody has to wait for the rest.
-    fn comes_whole(&self) -> bool {
-        false
-    }
-
     /// The process serves from the set that was listed last. A source that reports what became of its
     /// documents looks it up in `live` from now on.
     fn attach(&self, _live: &Arc<Live>) {}

@@ -20,9 +20,8 @@ use super::set::{Received, to_wire};
 use super::spans::Applying;
 use super::{Shared, Speaks};
 
-/// How often is looked while something is on its way, soon after a set was put into effect and later, and how often
-/// otherwise.
-const LOOK: [Duration; 3] = [Duration::from_millis(10), Duration::from_millis(100), Duration::from_secs(1)];
+/// How often is looked while something is on its way, and otherwise.
+const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Counts that change without anything else are told this often.
 const COUNTS: Duration = Duration::from_secs(1);
 
@@ -33,18 +32,14 @@ pub(super) fn start(tasks: &Tasks, shared: Arc<Shared>, live: Weak<Live>) {
         let mut counted = 0;
         let mut applying = Applying::default();
         let mut told = Instant::now();
-        let mut look = LOOK[0];
         while let Some(live) = live.upgrade() {
             let runtime = live.load();
             drop(live);
             let applied = shared.applied.lock().clone();
             let report = applied.as_ref().and_then(|set| report(set, &runtime));
-            let busy = match &report {
-                Some(report) => {
-                    report.entries.iter().any(|e| !e.reached || e.phase != wire::Phase::Unspecified as i32)
-                }
-                None => applied.is_some(),
-            };
+            let busy = report
+                .as_ref()
+                .is_some_and(|r| r.entries.iter().any(|e| !e.reached || e.phase != wire::Phase::Unspecified as i32));
             applying.look(&runtime.core.tracer, applied.as_deref(), report.as_ref());
             if let Some(report) = report
                 && worth_telling(shared.report.borrow().as_ref(), &report, told.elapsed() >= COUNTS)
@@ -54,12 +49,7 @@ pub(super) fn start(tasks: &Tasks, shared: Arc<Shared>, live: Weak<Live>) {
             }
             show(&shared, applied.as_deref(), &runtime, &mut counted);
             drop(runtime);
-            let pause = if busy { look } else { LOOK[2] };
-            look = (look * 2).min(LOOK[1]);
-            // A set that was put into effect is looked at without a pause.
-            if tokio::time::timeout(pause, shared.put.notified()).await.is_ok() {
-                look = LOOK[0];
-            }
+            tokio::time::sleep(if busy { LOOK.0 } else { LOOK.1 }).await;
         }
     };
     tasks.spawn("agent reports", async move {
