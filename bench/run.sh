@@ -8,7 +8,7 @@ ulimit -n "$(ulimit -Hn)" 2>/dev/null || true
 if [[ ${1:-} == control ]]; then
   MECHA_KUBERNETES=$(bash tests/control/apiserver/build.sh)
   export MECHA_KUBERNETES
-  cargo build --release -p mecha-control -p mecha-bench
+  cargo build --release -p mecha-control -p mechad -p mecha-bench
 else
   cargo build --release -p mechad -p mecha-bench
 fi

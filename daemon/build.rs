@@ -1,13 +1,13 @@
-//! Lays the release binary out: what runs at every start lies together at the front of the code.
+//! Lays a release binary out, that of the sidecar and that of the control part: what runs at every start lies together
+//! at the front of the code.
 //!
 //! A kernel maps code in windows around what is touched. Scattered, the 2 MB that a start and an idle
-//! sidecar need pull in 10 MB of the file; together they pull in 2. `link/start.ld` names these
+//! sidecar need pull in 10 MB of the file; together they pull in 2. `link/start.ld` of the package names these
 //! functions; `bash bench/layout.sh` writes it anew. Names it does not know any more cost nothing.
 
 use std::env;
 
 fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=MECHA_LINK_ORDER");
     let Ok(here) = env::var("CARGO_MANIFEST_DIR") else { return };
     // With its whole path: a checkout that was moved together with its build must not link by the old one.

@@ -1,27 +1,34 @@
 //! The control part on a real API server: memory, idle CPU, and how long many claims and one edit take.
 
+mod edits;
+mod paths;
+
+use std::ffi::OsString;
 use std::fmt::Debug;
-use std::io::{self, Read as _, Write as _};
-use std::net::TcpStream;
-use std::path::Path;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use mecha_apiserver::{
     Access, CapabilityBackend, CapabilityBinding, CapabilityClaim, Environment, EnvironmentClass, Followed, Selection,
     Tasks, connect, follow,
 };
-use mecha_testkit::servers::Kubernetes;
+use mecha_testkit::servers::{Kubernetes, free_port};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::process::{Process, cpu_seconds, memory, wait_until};
+use self::edits::Edits;
+pub(crate) use self::paths::used;
+use crate::process::{Process, cpu_seconds, memory, proportional, wait_until};
+use crate::sidecar::get;
 
 /// Environments and claims in each: a thousand claims.
 const ENVIRONMENTS: usize = 20;
@@ -30,30 +37,54 @@ const CLAIMS: usize = 50;
 const AT_ONCE: usize = 16;
 /// Longest wait for anything.
 const LIMIT: Duration = Duration::from_secs(300);
+/// Environment of the measurement of single edits, as bindings name it.
+const EDITS: &str = "default/edits-0";
 /// Time after which a role is taken for idle.
 const SETTLE: Duration = Duration::from_secs(15);
+
+/// What to measure.
+#[derive(Debug)]
+pub(crate) struct What {
+    pub(crate) program: PathBuf,
+    /// A sidecar that follows the agent.
+    pub(crate) daemon: PathBuf,
+    pub(crate) idle: Duration,
+    pub(crate) edits: usize,
+}
 
 /// What was measured.
 #[derive(Debug, Serialize)]
 struct Measured {
     roles: Vec<Resident>,
-    /// Sum over the roles.
+    /// Sum over the roles; pages of the program that they share count for each.
     resident_mb: f64,
+    /// The same with shared pages divided by those that share them: what the machine gives.
+    proportional_mb: f64,
+    /// All roles in one process.
+    together: Resident,
     /// Cores used by all roles together while nothing happens.
     idle_cores: f64,
     idle_seconds: u64,
     claims: usize,
+    /// For the bare creation of the claims, sixteen at a time: the measure of the API server of the moment.
+    made_seconds: f64,
     /// From the start of a hub that finds all claims unbound, to the last one bound.
     bound_seconds: f64,
+    /// What the hub has written for that.
+    bound_writes: f64,
+    /// What the hub has computed for that.
+    bound_hub_cpu_seconds: f64,
     /// From the edit of the class to the last binding that moves.
     edit_seconds: f64,
     resident_with_claims_mb: f64,
+    edits: Edits,
 }
 
 #[derive(Debug, Serialize)]
 struct Resident {
     role: &'static str,
     resident_mb: f64,
+    proportional_mb: f64,
     anonymous_mb: f64,
 }
 
@@ -61,17 +92,90 @@ struct Resident {
 ///
 /// # Errors
 /// The programs are missing, or something did not happen in time.
-pub(crate) fn run(program: &Path, idle: Duration, out: &Path) -> io::Result<()> {
+pub(crate) fn run(what: &What, out: &Path) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let measured = runtime.block_on(measure(program, idle))?;
+    let measured = runtime.block_on(measure(what))?;
     let text = serde_json::to_string_pretty(&measured)?;
     println!("{text}");
     std::fs::create_dir_all(out)?;
     std::fs::write(out.join("control.json"), text + "\n")
 }
 
-async fn measure(program: &Path, idle: Duration) -> io::Result<Measured> {
+async fn measure(what: &What) -> io::Result<Measured> {
+    let What { program, daemon, idle, edits } = what;
+    let idle = *idle;
     let server = Kubernetes::start().ok_or_else(|| io::Error::other("the API server's programs are not built"))?;
+    let client = begin(&server).await?;
+    let tasks = Tasks::new();
+    let all = role(program, &[], &server, "all")?;
+    tokio::time::sleep(SETTLE).await;
+    let together = resident("all", &all.process);
+    all.stop()?;
+    let mut roles = start(program, &server)?;
+    tokio::time::sleep(SETTLE).await;
+    let before: Vec<f64> = roles.iter().map(|role| cpu_seconds(role.process.id())).collect();
+    tokio::time::sleep(idle).await;
+    let after = roles.iter().map(|role| cpu_seconds(role.process.id()));
+    let used: f64 = after.zip(&before).map(|(after, before)| after - before).sum();
+    let residents: Vec<Resident> = roles.iter().map(|role| resident(role.name, &role.process)).collect();
+
+    let claims = follow::<CapabilityClaim>(client.clone(), &Selection::default(), &tasks);
+    let bindings = follow::<CapabilityBinding>(client.clone(), &Selection::default(), &tasks);
+    let addresses = roles.iter().flat_map(|role| role.serves.clone()).collect();
+    make_backends(&client).await?;
+    let edits = edits::measure(&client, &tasks, daemon, &addresses, *edits).await?;
+    let environments = make_environments(&client, &tasks, "bench", ENVIRONMENTS).await?;
+    // Cold: nobody decides while the claims are made, then a hub starts that knows nothing.
+    let (hubs, others): (Vec<_>, Vec<_>) = roles.into_iter().partition(|role| role.name == "hub");
+    roles = others;
+    hubs.into_iter().try_for_each(Running::stop)?;
+    let began = Instant::now();
+    make_claims(&client, &environments).await?;
+    let made = began.elapsed();
+    let count = |all: &[Arc<CapabilityClaim>]| all.iter().filter(|claim| is_measured(claim)).count();
+    until(&claims, "all claims are there", |all| count(all) == ENVIRONMENTS * CLAIMS).await?;
+    let began = Instant::now();
+    let hub = role(program, &[], &server, "hub")?;
+    let bound = |claim: &&Arc<CapabilityClaim>| is_measured(claim) && backend_of(claim) == Some("blue");
+    until(&claims, "all claims are bound", |all| all.iter().filter(bound).count() == ENVIRONMENTS * CLAIMS).await?;
+    let bound = began.elapsed();
+    let bound_hub_cpu_seconds = cpu_seconds(hub.process.id());
+    let bound_writes = written(hub.ops)?;
+    roles.push(hub);
+    let with_claims: f64 = roles.iter().map(|role| resident(role.name, &role.process).resident_mb).sum();
+
+    let classes: Api<EnvironmentClass> = Api::all(client.clone());
+    let began = Instant::now();
+    let edit = json!({"spec": {"capabilities": [rule("green")]}});
+    classes.patch("bench", &PatchParams::default(), &Patch::Merge(&edit)).await.map_err(io::Error::other)?;
+    until(&bindings, "all claims begin to move", |all| {
+        let entries = all.iter().filter(|b| b.spec.environment != EDITS).flat_map(|b| &b.spec.entries);
+        let moving = entries.filter(|e| e.backend == "green" || e.swap.is_some());
+        moving.count() == ENVIRONMENTS * CLAIMS
+    })
+    .await?;
+    let edited = began.elapsed();
+    tasks.drain().await;
+    Ok(Measured {
+        resident_mb: residents.iter().map(|r| r.resident_mb).sum(),
+        proportional_mb: residents.iter().map(|r| r.proportional_mb).sum(),
+        together,
+        roles: residents,
+        idle_cores: used / idle.as_secs_f64(),
+        idle_seconds: idle.as_secs(),
+        claims: ENVIRONMENTS * CLAIMS,
+        made_seconds: made.as_secs_f64(),
+        bound_seconds: bound.as_secs_f64(),
+        bound_writes,
+        bound_hub_cpu_seconds,
+        edit_seconds: edited.as_secs_f64(),
+        resident_with_claims_mb: with_claims,
+        edits,
+    })
+}
+
+/// Our kinds, and the namespace of the control part.
+async fn begin(server: &Kubernetes) -> io::Result<Client> {
     for entry in std::fs::read_dir("deploy/crds")? {
         let path = entry?.path();
         if path.is_file() {
@@ -82,110 +186,98 @@ async fn measure(program: &Path, idle: Duration) -> io::Result<Measured> {
     let client = connect(&access).await.map_err(io::Error::other)?;
     let namespaces: Api<Namespace> = Api::all(client.clone());
     create(&namespaces, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mecha-system"}})).await?;
-    let tasks = Tasks::new();
-    let mut roles = start(program, &server)?;
-    tokio::time::sleep(SETTLE).await;
-    let before: Vec<f64> = roles.iter().map(|(_, process)| cpu_seconds(process.id())).collect();
-    tokio::time::sleep(idle).await;
-    let after = roles.iter().map(|(_, process)| cpu_seconds(process.id()));
-    let used: f64 = after.zip(&before).map(|(after, before)| after - before).sum();
-    let residents: Vec<Resident> = roles.iter().map(|(role, process)| resident(role, process)).collect();
+    Ok(client)
+}
 
-    let claims = follow::<CapabilityClaim>(client.clone(), &Selection::default(), &tasks);
-    let bindings = follow::<CapabilityBinding>(client.clone(), &Selection::default(), &tasks);
-    prepare(&client, &tasks).await?;
-    // Cold: nobody decides while the claims are made, then a hub starts that knows nothing.
-    roles.retain(|(role, _)| *role != "hub");
-    make_claims(&client).await?;
-    until(&claims, "all claims are there", |all| all.len() == ENVIRONMENTS * CLAIMS).await?;
-    let began = Instant::now();
-    roles.push(("hub", role(program, &server, "hub")?));
-    until(&claims, "all claims are bound", |all| all.iter().all(|claim| backend_of(claim) == Some("blue"))).await?;
-    let bound = began.elapsed();
-    let with_claims: f64 = roles.iter().map(|(role, process)| resident(role, process).resident_mb).sum();
+/// A running role.
+struct Running {
+    name: &'static str,
+    process: Process,
+    ops: u16,
+    /// Where it serves what.
+    serves: Vec<(&'static str, SocketAddr)>,
+}
 
-    let classes: Api<EnvironmentClass> = Api::all(client.clone());
-    let began = Instant::now();
-    let edit = json!({"spec": {"capabilities": [rule("green")]}});
-    classes.patch("bench", &PatchParams::default(), &Patch::Merge(&edit)).await.map_err(io::Error::other)?;
-    until(&bindings, "all claims begin to move", |all| {
-        let moving = all.iter().flat_map(|b| &b.spec.entries).filter(|e| e.backend == "green" || e.swap.is_some());
-        moving.count() == ENVIRONMENTS * CLAIMS
-    })
-    .await?;
-    let edited = began.elapsed();
-    tasks.drain().await;
-    Ok(Measured {
-        resident_mb: residents.iter().map(|r| r.resident_mb).sum(),
-        roles: residents,
-        idle_cores: used / idle.as_secs_f64(),
-        idle_seconds: idle.as_secs(),
-        claims: ENVIRONMENTS * CLAIMS,
-        bound_seconds: bound.as_secs_f64(),
-        edit_seconds: edited.as_secs_f64(),
-        resident_with_claims_mb: with_claims,
-    })
+impl Running {
+    /// Asks it to end, and waits: it gives its lease back, so that whoever comes next begins at once.
+    fn stop(mut self) -> io::Result<()> {
+        self.process.terminate();
+        wait_until(LIMIT, &format!("the end of {}", self.name), || Ok(self.process.ended().is_some()))
+    }
 }
 
 /// Starts one replica of each role.
-fn start(program: &Path, server: &Kubernetes) -> io::Result<Vec<(&'static str, Process)>> {
-    ["hub", "agent", "injector"].into_iter().map(|name| Ok((name, role(program, server, name)?))).collect()
+fn start(program: &Path, server: &Kubernetes) -> io::Result<Vec<Running>> {
+    ["hub", "agent", "injector"].into_iter().map(|name| role(program, &[], server, name)).collect()
 }
 
-fn role(program: &Path, server: &Kubernetes, name: &str) -> io::Result<Process> {
-    let ops = mecha_testkit::servers::free_port();
-    let any = || format!("127.0.0.1:{}", mecha_testkit::servers::free_port());
-    let mut command = Command::new(program);
-    command.arg(name).arg("--kubeconfig").arg(server.kubeconfig()).args(["--log-level", "warn"]);
+/// Starts one, by the program in front of the command that is given.
+fn role(program: &Path, under: &[OsString], server: &Kubernetes, name: &'static str) -> io::Result<Running> {
+    let ops = free_port();
+    let any = || SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let mut words = under.iter().map(OsString::as_os_str).chain([program.as_os_str()]);
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words).arg(name).arg("--kubeconfig").arg(server.kubeconfig()).args(["--log-level", "warn"]);
     command.args(["--namespace", "mecha-system", "--ops-address", &format!("127.0.0.1:{ops}")]);
-    match name {
-        "agent" => {
-            command.args(["--agent-address", &any(), "--issuer-address", &any()]);
-        }
-        "injector" => {
-            let address = any();
-            command.args(["--webhook-address", &address, "--webhook-url", &format!("https://{address}")]);
-        }
-        _ => {}
+    let mut serves = Vec::new();
+    if matches!(name, "agent" | "all") {
+        serves = vec![("documents", any()), ("certificates", any())];
+        let [documents, certificates] = [serves[0].1, serves[1].1].map(|address| address.to_string());
+        command.args(["--agent-address", &documents, "--issuer-address", &certificates]);
+    }
+    if matches!(name, "injector" | "all") {
+        let address = any().to_string();
+        command.args(["--webhook-address", &address, "--webhook-url", &format!("https://{address}")]);
     }
     let process = Process::spawn(command.stdin(Stdio::null()))?;
-    wait_until(LIMIT, &format!("the {name} is ready"), || Ok(is_ready(ops)))?;
-    Ok(process)
+    wait_until(LIMIT, &format!("{name} is ready"), || Ok(is_ready(ops)))?;
+    Ok(Running { name, process, ops, serves })
+}
+
+/// Writes of a hub that were done.
+fn written(ops: u16) -> io::Result<f64> {
+    let (_, text) = get(SocketAddr::from(([127, 0, 0, 1], ops)), "/metrics")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("mecha_hub_writes_total{result=\"done\"} "));
+    line.and_then(|value| value.trim().parse().ok()).ok_or_else(|| io::Error::other("the hub counts no writes"))
 }
 
 fn is_ready(port: u16) -> bool {
-    let ask = || -> io::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    };
-    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    get(SocketAddr::from(([127, 0, 0, 1], port)), "/readyz").is_ok_and(|(status, _)| status == 200)
 }
 
 fn resident(role: &'static str, process: &Process) -> Resident {
     let used = memory(process.id());
-    Resident { role, resident_mb: used.rss as f64 / 1024.0, anonymous_mb: used.anonymous as f64 / 1024.0 }
+    let mb = |kib: u64| kib as f64 / 1024.0;
+    Resident {
+        role,
+        resident_mb: mb(used.rss),
+        proportional_mb: mb(proportional(process.id())),
+        anonymous_mb: mb(used.anonymous),
+    }
 }
 
 fn backend_of(claim: &CapabilityClaim) -> Option<&str> {
     claim.status.as_ref().map(|status| status.backend.as_str())
 }
 
+/// Whether it is one of the thousand, and not of the other measurement.
+fn is_measured(claim: &CapabilityClaim) -> bool {
+    claim.metadata.name.as_deref().is_some_and(|name| name.starts_with("claim-"))
+}
+
 fn rule(color: &str) -> Value {
     json!({"kind": "state", "backendSelector": {"matchLabels": {"color": color}}, "swap": {"emptyOk": true}})
 }
 
-/// A class, two backends that are ready, and environments with their namespaces.
-async fn prepare(client: &Client, tasks: &Tasks) -> io::Result<()> {
-    let classes: Api<EnvironmentClass> = Api::all(client.clone());
-    let class = json!({
-        "apiVersion": "mecha.dev/v1alpha1", "kind": "EnvironmentClass", "metadata": {"name": "bench"},
-        "spec": {"type": "bench", "capabilities": [rule("blue")]},
-    });
-    create(&classes, class).await?;
+fn class(name: &str) -> Value {
+    json!({
+        "apiVersion": "mecha.dev/v1alpha1", "kind": "EnvironmentClass", "metadata": {"name": name},
+        "spec": {"type": name, "capabilities": [rule("blue")]},
+    })
+}
+
+/// Two backends that are ready.
+async fn make_backends(client: &Client) -> io::Result<()> {
     let backends: Api<CapabilityBackend> = Api::all(client.clone());
     for color in ["blue", "green"] {
         let backend = json!({
@@ -195,30 +287,40 @@ async fn prepare(client: &Client, tasks: &Tasks) -> io::Result<()> {
         });
         create(&backends, backend).await?;
     }
+    Ok(())
+}
+
+/// A class, and environments of it with their namespaces.
+async fn make_environments(
+    client: &Client,
+    tasks: &Tasks,
+    class_name: &str,
+    count: usize,
+) -> io::Result<Vec<Arc<Environment>>> {
+    create(&Api::<EnvironmentClass>::all(client.clone()), class(class_name)).await?;
     let environments: Api<Environment> = Api::namespaced(client.clone(), "default");
-    for number in 0..ENVIRONMENTS {
+    for number in 0..count {
         let environment = json!({
-            "apiVersion": "mecha.dev/v1alpha1", "kind": "Environment", "metadata": {"name": format!("bench-{number}")},
-            "spec": {"className": "bench"},
+            "apiVersion": "mecha.dev/v1alpha1", "kind": "Environment",
+            "metadata": {"name": format!("{class_name}-{number}")}, "spec": {"className": class_name},
         });
         create(&environments, environment).await?;
     }
-    let all = follow::<Environment>(client.clone(), &Selection::default(), tasks);
-    until(&all, "every environment has its namespace", |all| {
-        let there = |e: &&Arc<Environment>| e.status.iter().flat_map(|s| &s.clusters).any(|cluster| cluster.ready);
-        all.iter().filter(there).count() == ENVIRONMENTS
-    })
-    .await
+    let followed = follow::<Environment>(client.clone(), &Selection::default(), tasks);
+    let there = |environment: &&Arc<Environment>| {
+        let clusters = environment.status.iter().flat_map(|s| &s.clusters).any(|cluster| cluster.ready);
+        clusters && environment.spec.class_name.as_deref() == Some(class_name)
+    };
+    until(&followed, "every environment has its namespace", |all| all.iter().filter(there).count() == count).await?;
+    Ok(followed.all().iter().filter(there).cloned().collect())
 }
 
 fn namespace_of(environment: &Environment) -> &str {
     environment.status.as_ref().map_or("", |status| status.connect_to.as_str())
 }
 
-async fn make_claims(client: &Client) -> io::Result<()> {
-    let environments: Api<Environment> = Api::namespaced(client.clone(), "default");
-    let environments = environments.list(&ListParams::default()).await.map_err(io::Error::other)?;
-    let claims = environments.items.iter().flat_map(|environment| {
+async fn make_claims(client: &Client, environments: &[Arc<Environment>]) -> io::Result<()> {
+    let claims = environments.iter().flat_map(|environment| {
         (0..CLAIMS).map(|number| (namespace_of(environment).to_owned(), format!("claim-{number}")))
     });
     let made = stream::iter(claims).map(|(namespace, name)| async move {

@@ -1,4 +1,5 @@
-//! Which functions a start and the common requests need, written as a linker script.
+//! Which functions a start and the common requests need, of a sidecar or of the control part, written as a linker
+//! script.
 //!
 //! A kernel maps a file's pages in windows around the one that is touched, so code that is used but
 //! scattered makes most of a binary resident. `daemon/build.rs` hands the script to the linker,
@@ -6,6 +7,7 @@
 //! new versions of compiler and dependencies; what it misses or no longer finds costs only its place.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -14,6 +16,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::backends::Backends;
+use crate::control::used;
 use crate::load::{self, Load, Pace, Wire};
 use crate::scenario::{component, invoke, pubsub, state};
 use crate::serve::start_app;
@@ -31,42 +34,53 @@ const EACH: Duration = Duration::from_secs(2);
 /// copy per type, and a pattern takes them all.
 const DENSE: f64 = 0.5;
 
-/// Profiles `daemon`, which must have its symbols, and writes `out`.
+/// Functions that are to lie together, with what needs them.
+type Groups = Vec<(&'static str, BTreeSet<String>)>;
+
+/// Profiles `program`, which must have its symbols, and writes `out`.
 ///
 /// # Errors
-/// No valgrind or nm, a daemon that does not start, or one without symbols.
-pub(crate) fn run(daemon: &Path, out: &Path) -> io::Result<()> {
+/// No valgrind or nm, a program that does not start, or one without symbols.
+pub(crate) fn run(program: &Path, control: bool, out: &Path) -> io::Result<()> {
     let folder = tempfile::tempdir()?;
-    let folder = folder.path();
+    let symbols = symbols(program)?;
+    let groups = if control { used(program, folder.path())? } else { of_a_daemon(program, folder.path())? };
+    let unseen = (!control).then_some(UNSEEN);
+    fs::write(out, script(&symbols, groups, unseen))
+}
+
+fn of_a_daemon(daemon: &Path, folder: &Path) -> io::Result<Groups> {
     let backends = Backends::start();
-    let symbols = symbols(daemon)?;
     let defaults = [
         ("sql.yaml", component("sql", "state.sqlite", &[("connectionString", "FOLDER/state.db")])),
         ("pubsub.yaml", component("pubsub", "pubsub.in-memory", &[])),
     ];
-    let groups = [
+    Ok(vec![
         ("A start with embedded defaults, and an idle sidecar.", idle(daemon, folder, "defaults", &defaults)?),
         ("The same with every store.", idle(daemon, folder, "stores", &backends.stores())?),
         ("The common requests.", busy(daemon, folder, &backends)?),
-    ];
+    ])
+}
+
+fn script(symbols: &BTreeMap<String, u64>, groups: Groups, unseen: Option<&str>) -> String {
     let mut text = String::from(
         "/* Written by `bash bench/layout.sh`; see daemon/build.rs. */\nSECTIONS\n{\n  .text.start :\n  {\n",
     );
     let mut placed = BTreeSet::new();
     for (what, used) in groups {
-        let (dense, sparse) = patterns(&symbols, &used);
+        let (dense, sparse) = patterns(symbols, &used);
         for (how, mut names) in [("", dense), (" Patterns that stand for much else, too.", sparse)] {
             names.retain(|name| placed.insert(name.clone()));
             println!("{what}{how} {} patterns", names.len());
             let _ = writeln!(text, "    /* {what}{how} */");
             names.iter().for_each(|name| line(&mut text, name));
         }
-        if placed.insert(UNSEEN.to_owned()) {
-            line(&mut text, UNSEEN);
+        if let Some(unseen) = unseen.filter(|unseen| placed.insert((*unseen).to_owned())) {
+            line(&mut text, unseen);
         }
     }
     text.push_str("  }\n}\nINSERT BEFORE .text;\n");
-    fs::write(out, text)
+    text
 }
 
 /// Functions of a start and a few seconds of nothing.
@@ -146,18 +160,23 @@ fn broker_file(name: &str) -> &'static str {
 fn profiled(daemon: &Path, folder: &Path, name: &str) -> io::Result<(Binary, PathBuf)> {
     let profile = folder.join(format!("{name}.profile"));
     let mut binary = Binary::new(daemon)?;
-    binary.under = vec![
+    binary.under = under_profiler(&profile);
+    Ok((binary, profile))
+}
+
+/// What to put in front of a command, so that it writes `profile` when it ends.
+pub(crate) fn under_profiler(profile: &Path) -> Vec<OsString> {
+    vec![
         "valgrind".into(),
         "--tool=cachegrind".into(),
         "--cache-sim=no".into(),
         "--demangle=no".into(),
         format!("--cachegrind-out-file={}", profile.display()).into(),
-    ];
-    Ok((binary, profile))
+    ]
 }
 
 /// Names of all functions that ran.
-fn functions(profile: &Path) -> io::Result<BTreeSet<String>> {
+pub(crate) fn functions(profile: &Path) -> io::Result<BTreeSet<String>> {
     let text = fs::read_to_string(profile)?;
     Ok(text.lines().filter_map(|line| line.strip_prefix("fn=")).map(str::to_owned).collect())
 }

@@ -71,7 +71,7 @@ enum Task {
         /// Role, wire, value.
         args: Vec<String>,
     },
-    /// The control part on a real API server: memory, idle CPU, a thousand claims, one edit.
+    /// The control part on a real API server: memory, idle CPU, a thousand claims, edits.
     Control {
         /// The program to measure.
         #[arg(long, value_name = "PATH", default_value = "target/release/mecha-control")]
@@ -79,11 +79,17 @@ enum Task {
         /// Seconds during which nothing happens.
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         idle_seconds: u64,
+        /// Moves of one claim to and fro.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        edits: usize,
     },
     /// Write the linker script that keeps together what every start runs.
     Layout {
         /// A release build with its symbols.
-        daemon: PathBuf,
+        program: PathBuf,
+        /// It is the control part, not a sidecar.
+        #[arg(long)]
+        control: bool,
         /// The script.
         script: PathBuf,
     },
@@ -104,10 +110,12 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let done = match &args.helper {
         Some(Task::Helper { args }) => serve::run(args),
-        Some(Task::Control { program, idle_seconds }) => {
-            control::run(program, Duration::from_secs(*idle_seconds), &args.out)
+        Some(Task::Control { program, idle_seconds, edits }) => {
+            let daemon = args.daemons.first().cloned().unwrap_or_default();
+            let idle = Duration::from_secs(*idle_seconds);
+            control::run(&control::What { program: program.clone(), daemon, idle, edits: *edits }, &args.out)
         }
-        Some(Task::Layout { daemon, script }) => layout::run(daemon, script),
+        Some(Task::Layout { program, control, script }) => layout::run(program, *control, script),
         None => bench(&args),
     };
     match done {

@@ -93,6 +93,13 @@ pub(crate) fn memory(pid: u32) -> Memory {
     Memory { rss: read("VmRSS"), anonymous: read("RssAnon"), peak: read("VmHWM") }
 }
 
+/// Resident memory of a process in KiB, pages that several map divided by their number.
+pub(crate) fn proportional(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok()).unwrap_or_default()
+}
+
 /// Waits until `done`, looking often.
 ///
 /// # Errors
