@@ -5,8 +5,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends by panicking")]
 
-mod absence;
-mod composites;
 mod exports;
 mod faults;
 mod guide;
