@@ -13,9 +13,7 @@ const HELM: &str = "MECHA_HELM";
 
 /// Installs the plain manifests as a person does.
 pub(crate) fn install(server: &Kubernetes) {
-    let file = format!("{ROOT}/deploy/manifests/mecha.yaml");
-    server.kubectl(&["apply", "--server-side", "-f", &file]);
-    server.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
+    server.define(Path::new(&format!("{ROOT}/deploy/manifests/mecha.yaml")));
 }
 
 fn list(server: &Kubernetes, args: &[&str]) -> Vec<Value> {

@@ -1,17 +1,15 @@
 //! The kinds of mecha.dev on a real API server: what it takes, what it refuses and in which
 //! words, and what kubectl prints.
 
+use std::path::Path;
+
 use mecha_testkit::servers::Kubernetes;
 
 /// A server that knows the kinds, as they are generated into deploy/.
 fn server() -> Option<Kubernetes> {
     let server = Kubernetes::start()?;
-    let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crds");
-    server.kubectl(&["apply", "--server-side", "-f", crds]);
-    server.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
-    for namespace in ["team-a", "team-a-dev-env-jp7j4", "mecha-cluster-local"] {
-        server.kubectl(&["create", "namespace", namespace]);
-    }
+    server.define(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crds")));
+    server.create_namespaces(&["team-a", "team-a-dev-env-jp7j4", "mecha-cluster-local"]);
     Some(server)
 }
 

@@ -71,9 +71,8 @@ impl Cluster {
     fn start() -> Option<Self> {
         let server = Kubernetes::start()?;
         let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
-        server.kubectl(&["apply", "--server-side", "-f", &crds.to_string_lossy()]);
-        server.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
-        server.kubectl(&["create", "namespace", "mecha-system"]);
+        server.define(&crds);
+        server.create_namespaces(&["mecha-system"]);
         let cluster = Self { server, folder: tempfile::tempdir().unwrap() };
         cluster.write("platform.yaml", PLATFORM);
         Some(cluster)

@@ -2,15 +2,17 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 use mecha_agent::{Agent, Options};
-use mecha_apiserver::{Access, CapabilityBinding, Readiness, Role, Tasks, connect};
-use mecha_identity::rustls::pki_types::pem::PemObject as _;
-use mecha_identity::rustls::pki_types::{CertificateDer, ServerName};
+use mecha_apiserver::testing::{self, eventually_ok};
+pub(crate) use mecha_apiserver::testing::{LIMIT, eventually};
+use mecha_apiserver::{CapabilityBinding, Role};
+use mecha_identity::rustls::pki_types::ServerName;
 use mecha_identity::testing::Ca;
 use mecha_identity::{Bundle, Expect, Live, SpiffeId};
 use mecha_proto::delivery::delivery_client::DeliveryClient;
@@ -22,8 +24,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
-/// Generous: the machine may be busy.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// The namespace of the control part.
 pub(crate) const SYSTEM: &str = "mecha-system";
 /// The namespace with the bindings.
@@ -94,14 +94,11 @@ impl Cluster {
 
     pub(crate) async fn without_dapr() -> Option<Self> {
         let server = Kubernetes::start()?;
-        let access = Access { kubeconfig: Some(server.kubeconfig()), context: None };
-        let admin = connect(&access).await.unwrap();
+        let admin = testing::client(&server.kubeconfig(), None).await;
         let cluster = Self { server, admin, ca: Ca::new("test") };
         cluster.install("");
-        for namespace in [SYSTEM, BINDINGS, "shop", "other"] {
-            cluster.server.kubectl(&["create", "namespace", namespace]);
-        }
-        cluster.server.kubectl(&["-n", SYSTEM, "create", "serviceaccount", "mecha-agent"]);
+        cluster.server.create_namespaces(&[SYSTEM, BINDINGS, "shop", "other"]);
+        cluster.server.create_account(SYSTEM, "mecha-agent");
         cluster.server.apply(RIGHTS).unwrap();
         Some(cluster)
     }
@@ -112,8 +109,7 @@ impl Cluster {
 
     fn install(&self, folder: &str) {
         let crds = format!("{}/../../deploy/crds{folder}", env!("CARGO_MANIFEST_DIR"));
-        self.server.kubectl(&["apply", "--server-side", "-f", &crds]);
-        self.server.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
+        self.server.define(Path::new(&crds));
     }
 
     pub(crate) fn bundle(&self) -> Bundle {
@@ -122,20 +118,9 @@ impl Cluster {
 
     /// A replica of the agent that serves sidecars.
     pub(crate) async fn agent(&self, instance: &str) -> (Agent, Role) {
-        let token = self.server.kubectl(&["-n", SYSTEM, "create", "token", "mecha-agent"]);
-        let mut config = Config::new(self.server.url().parse().unwrap());
-        let authority = std::fs::read(self.server.authority()).unwrap();
-        let roots = CertificateDer::pem_slice_iter(&authority).map(|der| der.unwrap().to_vec());
-        config.root_cert = Some(roots.collect());
-        config.auth_info.token = Some(token.trim().to_owned().into());
-        let role = Role {
-            client: Client::try_from(config).unwrap(),
-            namespace: SYSTEM.to_owned(),
-            instance: instance.to_owned(),
-            tasks: Tasks::new(),
-            metrics: Arc::default(),
-            ready: Readiness::default(),
-        };
+        let token = self.server.token_of(SYSTEM, "mecha-agent");
+        let client = testing::client_with_token(&self.server.kubeconfig(), &token).await;
+        let role = testing::role(client, SYSTEM, instance);
         let live = Live::new(self.bundle());
         live.set_identity(self.ca.identity(AGENT));
         let options =
@@ -168,13 +153,11 @@ impl Cluster {
         holds: impl Fn(&CapabilityBindingStatus) -> bool,
     ) -> CapabilityBindingStatus {
         let bindings: Api<CapabilityBinding> = Api::namespaced(self.admin.clone(), BINDINGS);
-        let last = parking_lot::Mutex::new(None);
-        let found = eventually_within(LIMIT, || async {
-            let status = bindings.get(name).await.unwrap().status;
-            last.lock().clone_from(&status);
-            status.filter(|status| holds(status))
-        });
-        found.await.unwrap_or_else(|| panic!("{what}: {:#?}", last.lock()))
+        eventually_ok(what, async || match bindings.get(name).await.unwrap().status {
+            Some(status) if holds(&status) => Ok(status),
+            other => Err(other),
+        })
+        .await
     }
 
     pub(crate) fn apply(&self, document: &Value) {
@@ -194,23 +177,6 @@ pub(crate) async fn dial(address: SocketAddr, live: Arc<Live>) -> Result<Channel
         }
     });
     Endpoint::from_static("http://dapr-operator").connect_with_connector(connect).await
-}
-
-/// Waits until `look` finds something.
-pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> F) -> T {
-    eventually_within(LIMIT, look).await.unwrap_or_else(|| panic!("{what}: it did not come to that"))
-}
-
-async fn eventually_within<T, F: Future<Output = Option<T>>>(limit: Duration, look: impl Fn() -> F) -> Option<T> {
-    let search = async {
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(limit, search).await.ok()
 }
 
 /// A Component as people write it.

@@ -1,13 +1,13 @@
 //! A cluster with hubs in it, and a shop that needs a store and a broker.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
+pub(crate) use mecha_apiserver::testing::eventually;
+use mecha_apiserver::testing::{self, LIMIT, TIMING};
 use mecha_apiserver::{
-    CapabilityBackend, CapabilityBinding, CapabilityClaim, Environment, EnvironmentClass, Readiness, Role, Stored,
-    Tasks, Timing, apply_status,
+    CapabilityBackend, CapabilityBinding, CapabilityClaim, Environment, EnvironmentClass, Role, Stored, apply_status,
 };
 use mecha_decide::{Assume, Consent, Evaluation, Memory, World, connect_to};
 use mecha_hub::{Options, RunError, run};
@@ -16,12 +16,9 @@ use mecha_resources::kinds::{
     MoveCounts,
 };
 use mecha_testkit::servers::Kubernetes;
-use prometheus_client::encoding::text::encode;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-/// Generous: the machine may be busy.
-const LIMIT: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Who the hub is for the API server.
@@ -137,11 +134,9 @@ impl Cluster {
         // What the role logs belongs to what a failed test shows.
         let _ = tracing_subscriber::fmt().with_env_filter("info,kube_client=off").with_test_writer().try_init();
         let server = Kubernetes::start()?;
-        let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds");
-        server.kubectl(&["apply", "--server-side", "-f", crds]);
-        server.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
+        server.define(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds")));
         server.apply(include_str!("rights.yaml")).unwrap();
-        server.kubectl(&["create", "namespace", "team-a"]);
+        server.create_namespaces(&["team-a"]);
         let client = client(&server, None).await;
         Some(Self { server, client, space: space() })
     }
@@ -160,12 +155,7 @@ impl Cluster {
     }
 
     pub(crate) fn options() -> Options {
-        let lease = Timing {
-            duration: Duration::from_secs(6),
-            give_up: Duration::from_secs(4),
-            retry: Duration::from_millis(200),
-        };
-        Options { lease, resync: Duration::from_secs(1), ..Options::default() }
+        Options { lease: TIMING, resync: Duration::from_secs(1), ..Options::default() }
     }
 
     pub(crate) async fn hub(&self, instance: &str) -> Hub {
@@ -352,10 +342,7 @@ impl Cluster {
 }
 
 pub(crate) async fn client(server: &Kubernetes, user: Option<&str>) -> Client {
-    let mut file = Kubeconfig::read_from(server.kubeconfig()).unwrap();
-    file.auth_infos[0].auth_info.as_mut().unwrap().impersonate = user.map(str::to_owned);
-    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
-    Client::try_from(config).unwrap()
+    testing::client(&server.kubeconfig(), user).await
 }
 
 /// One replica.
@@ -366,14 +353,7 @@ pub(crate) struct Hub {
 
 impl Hub {
     pub(crate) fn start(client: Client, instance: &str, options: Options) -> Self {
-        let role = Role {
-            client,
-            namespace: "mecha-system".to_owned(),
-            instance: instance.to_owned(),
-            tasks: Tasks::new(),
-            metrics: Arc::default(),
-            ready: Readiness::default(),
-        };
+        let role = testing::role(client, "mecha-system", instance);
         let running = tokio::spawn(run(options, role.clone()));
         Self { role, running }
     }
@@ -386,10 +366,7 @@ impl Hub {
 
     /// The value of a metric, without labels or with these.
     pub(crate) fn metric(&self, name: &str) -> f64 {
-        let mut text = String::new();
-        encode(&mut text, &self.role.metrics.lock()).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+        testing::metric(&self.role, name)
     }
 
     /// Waits until it has looked at everything `times` more times and written nothing.
@@ -404,21 +381,5 @@ impl Hub {
             (writes() - written == 0.0).then_some(())
         })
         .await;
-    }
-}
-
-/// What `look` finds, as soon as it finds something.
-#[track_caller]
-pub(crate) fn eventually<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> impl Future<Output = T> {
-    let caller = std::panic::Location::caller();
-    async move {
-        let began = Instant::now();
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            assert!(began.elapsed() < LIMIT, "{what} did not come within {LIMIT:?} (asked for at {caller})");
-            tokio::time::sleep(PAUSE).await;
-        }
     }
 }

@@ -7,8 +7,9 @@ use hyper_util::rt::TokioIo;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
 use kube::api::PostParams;
-use kube::{Api, Client, Config};
-use mecha_apiserver::{Access, Readiness, Role, Tasks, connect};
+use kube::{Api, Client};
+pub(crate) use mecha_apiserver::testing::LIMIT;
+use mecha_apiserver::{Role, testing};
 use mecha_identity::{Bundle, Expect, KeyKind, KeyPair, Live, SpiffeId};
 use mecha_issuer::{BUNDLE_CONFIG_MAP, BUNDLE_KEY, Issuer, Options};
 use mecha_proto::sentry::ca_client::CaClient;
@@ -22,8 +23,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::Endpoint;
 
-/// Generous: the machine may be busy.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// The namespace of the control part.
 pub(crate) const SYSTEM: &str = "mecha-system";
 /// The audience of projected tokens.
@@ -72,8 +71,7 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) async fn start() -> Option<Self> {
         let server = Kubernetes::start()?;
-        let access = Access { kubeconfig: Some(server.kubeconfig()), context: None };
-        let admin = connect(&access).await.unwrap();
+        let admin = testing::client(&server.kubeconfig(), None).await;
         let cluster = Self { server, admin };
         cluster.namespace(SYSTEM);
         cluster.account(SYSTEM, "mecha-agent");
@@ -82,29 +80,18 @@ impl Cluster {
     }
 
     pub(crate) fn namespace(&self, name: &str) {
-        self.server.kubectl(&["create", "namespace", name]);
+        self.server.create_namespaces(&[name]);
     }
 
     pub(crate) fn account(&self, namespace: &str, name: &str) {
-        self.server.kubectl(&["-n", namespace, "create", "serviceaccount", name]);
+        self.server.create_account(namespace, name);
     }
 
     /// A replica of the control part.
     pub(crate) async fn role(&self, instance: &str) -> Role {
-        let token = self.server.kubectl(&["-n", SYSTEM, "create", "token", "mecha-agent"]);
-        let mut config = Config::new(self.server.url().parse().unwrap());
-        let authority = std::fs::read(self.server.authority()).unwrap();
-        let roots = CertificateDer::pem_slice_iter(&authority).map(|der| der.unwrap().to_vec());
-        config.root_cert = Some(roots.collect());
-        config.auth_info.token = Some(token.trim().to_owned().into());
-        Role {
-            client: Client::try_from(config).unwrap(),
-            namespace: SYSTEM.to_owned(),
-            instance: instance.to_owned(),
-            tasks: Tasks::new(),
-            metrics: Arc::default(),
-            ready: Readiness::default(),
-        }
+        let token = self.server.token_of(SYSTEM, "mecha-agent");
+        let client = testing::client_with_token(&self.server.kubeconfig(), &token).await;
+        testing::role(client, SYSTEM, instance)
     }
 
     /// A running issuer.
@@ -160,7 +147,7 @@ impl Cluster {
     }
 }
 
-/// Waits until `look` finds something.
+/// Waits until `look` finds something. Tasks may wait so, too: what `look` gives can be sent to other threads.
 pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> F) -> T {
     let search = async {
         loop {

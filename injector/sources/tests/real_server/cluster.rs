@@ -1,19 +1,18 @@
 //! An API server with our kinds and with one of another system, whose controller the tests play.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::Path;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::DynamicObject;
-use kube::{Api, Client, Config};
-use mecha_apiserver::{Access, CapabilityBackend, Readiness, Role, Tasks, Timing, connect};
+use kube::{Api, Client};
+use mecha_apiserver::testing::{self, TIMING, eventually_ok};
+pub(crate) use mecha_apiserver::testing::{LIMIT, eventually};
+use mecha_apiserver::{CapabilityBackend, Role};
 use mecha_resources::kinds::{BackendConditionType, CapabilityBackendStatus};
 use mecha_sources::Options;
 use mecha_testkit::servers::Kubernetes;
 use serde_json::{Value, json};
 
-/// Generous: the machine may be busy.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// The namespace of the control part.
 pub(crate) const SYSTEM: &str = "mecha-system";
 
@@ -87,44 +86,20 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) async fn start() -> Option<Self> {
         let server = Kubernetes::start()?;
-        let access = Access { kubeconfig: Some(server.kubeconfig()), context: None };
-        let admin = connect(&access).await.unwrap();
-        let kinds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds");
-        server.kubectl(&["apply", "--server-side", "-f", kinds]);
-        server.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
-        for namespace in [SYSTEM, "platform", "shop", "mecha-cluster-local", "mecha-cluster-eu-1"] {
-            server.kubectl(&["create", "namespace", namespace]);
-        }
-        server.kubectl(&["-n", SYSTEM, "create", "serviceaccount", "mecha-agent"]);
+        let admin = testing::client(&server.kubeconfig(), None).await;
+        server.define(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds")));
+        server.create_namespaces(&[SYSTEM, "platform", "shop", "mecha-cluster-local", "mecha-cluster-eu-1"]);
+        server.create_account(SYSTEM, "mecha-agent");
         server.apply(RIGHTS).unwrap();
         Some(Self { server, admin })
     }
 
     /// Starts a replica; it ends with the tasks of its role.
     pub(crate) async fn sources(&self, instance: &str, options: Options) -> Role {
-        let token = self.server.kubectl(&["-n", SYSTEM, "create", "token", "mecha-agent"]);
-        let access = Access { kubeconfig: Some(self.server.kubeconfig()), context: None };
-        let mut config = Config::from_custom_kubeconfig(
-            kube::config::Kubeconfig::read_from(access.kubeconfig.unwrap()).unwrap(),
-            &kube::config::KubeConfigOptions::default(),
-        )
-        .await
-        .unwrap();
-        config.auth_info = kube::config::AuthInfo { token: Some(token.trim().to_owned().into()), ..Default::default() };
-        let role = Role {
-            client: Client::try_from(config).unwrap(),
-            namespace: SYSTEM.to_owned(),
-            instance: instance.to_owned(),
-            tasks: Tasks::new(),
-            metrics: Arc::default(),
-            ready: Readiness::default(),
-        };
-        let timing = Timing {
-            duration: Duration::from_secs(6),
-            give_up: Duration::from_secs(4),
-            retry: Duration::from_millis(200),
-        };
-        let running = mecha_sources::run(Options { lease: timing, ..options }, role.clone());
+        let token = self.server.token_of(SYSTEM, "mecha-agent");
+        let client = testing::client_with_token(&self.server.kubeconfig(), &token).await;
+        let role = testing::role(client, SYSTEM, instance);
+        let running = mecha_sources::run(Options { lease: TIMING, ..options }, role.clone());
         role.tasks.spawn("sources", async move { running.await.unwrap() });
         role
     }
@@ -183,51 +158,28 @@ impl Cluster {
 
     /// Waits until `Ready` of `backend` has this status and reason; its message.
     pub(crate) async fn ready(&self, backend: &str, status: &str, reason: &str) -> String {
-        let last = std::cell::RefCell::new(String::new());
-        let search = async {
-            loop {
-                let now = self.status(backend).await;
-                let ready = now.conditions.into_iter().find(|c| c.kind == BackendConditionType::Ready);
-                if let Some(ready) = ready {
-                    if ready.status.to_string() == status && ready.reason.to_string() == reason {
-                        return ready.message;
-                    }
-                    *last.borrow_mut() = format!("{ready:?}");
+        eventually_ok(&format!("{status}/{reason} of {backend}"), async || {
+            let now = self.status(backend).await;
+            let ready = now.conditions.into_iter().find(|c| c.kind == BackendConditionType::Ready);
+            match ready {
+                Some(ready) if ready.status.to_string() == status && ready.reason.to_string() == reason => {
+                    Ok(ready.message)
                 }
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                other => Err(other),
             }
-        };
-        let found = tokio::time::timeout(LIMIT, search).await;
-        found.unwrap_or_else(|_| panic!("{backend} is not {status}/{reason} but {}", last.borrow()))
+        })
+        .await
     }
 
     /// Waits until the Secret in namespace `shop` satisfies `wanted`; `None` means it is not there.
     pub(crate) async fn secret_is(&self, name: &str, wanted: impl Fn(Option<&Secret>) -> bool) -> Option<Secret> {
         let api: Api<Secret> = Api::namespaced(self.admin.clone(), "shop");
-        let search = async {
-            loop {
-                let found = api.get_opt(name).await.unwrap();
-                if wanted(found.as_ref()) {
-                    return found;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(LIMIT, search).await.unwrap_or_else(|_| panic!("Secret {name} is not as it should be"))
+        eventually(&format!("Secret {name} as it should be"), async || {
+            let found = api.get_opt(name).await.unwrap();
+            wanted(found.as_ref()).then_some(found)
+        })
+        .await
     }
-}
-
-/// Waits until `look` finds something.
-pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> F) -> T {
-    let search = async {
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, search).await.unwrap_or_else(|_| panic!("{what} did not come"))
 }
 
 /// The text of a key.

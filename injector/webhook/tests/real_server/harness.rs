@@ -1,14 +1,14 @@
 //! A cluster with injectors in it.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kube::api::{ApiResource, DynamicObject, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
-use mecha_apiserver::{Readiness, Role, Tasks, Timing};
+use kube::{Api, Client};
+use mecha_apiserver::Role;
+use mecha_apiserver::testing::{self, TIMING};
+pub(crate) use mecha_apiserver::testing::{LIMIT, eventually};
 use mecha_testkit::servers::{Kubernetes, KubernetesOptions};
 use mecha_webhook::{CanaryOptions, CertificateOptions, Options, Reach, RepairOptions, RunError, run};
 use parking_lot::Mutex;
@@ -16,10 +16,6 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
-
-/// Generous: the machine may be busy.
-pub(crate) const LIMIT: Duration = Duration::from_secs(90);
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// An API server, and the one address under which it knows the webhook.
 pub(crate) struct Cluster {
@@ -39,7 +35,7 @@ impl Cluster {
         let server = options.start()?;
         let rights = include_str!("rights.yaml");
         server.apply(rights).unwrap();
-        let client = client(server.kubeconfig(), None).await;
+        let client = testing::client(&server.kubeconfig(), None).await;
         let front = Front::open().await;
         Some(Self { server, client, front })
     }
@@ -55,11 +51,7 @@ impl Cluster {
             certificate: CertificateOptions { settle: Duration::from_millis(300), ..CertificateOptions::default() },
             canary: CanaryOptions { every: Duration::from_secs(1), ..CanaryOptions::default() },
             repair: RepairOptions { after: Duration::from_secs(2), ..RepairOptions::default() },
-            lease: Timing {
-                duration: Duration::from_secs(6),
-                give_up: Duration::from_secs(4),
-                retry: Duration::from_millis(200),
-            },
+            lease: TIMING,
             linger: Duration::ZERO,
             ..Options::default()
         }
@@ -80,14 +72,9 @@ impl Cluster {
 
     async fn start_injector(&self, instance: &str, options: Options) -> Injector {
         let port = options.listen.port();
-        let role = Role {
-            client: client(self.server.kubeconfig(), Some("system:serviceaccount:mecha-system:mecha-injector")).await,
-            namespace: "mecha-system".to_owned(),
-            instance: instance.to_owned(),
-            tasks: Tasks::new(),
-            metrics: Arc::default(),
-            ready: Readiness::default(),
-        };
+        let account = "system:serviceaccount:mecha-system:mecha-injector";
+        let client = testing::client(&self.server.kubeconfig(), Some(account)).await;
+        let role = testing::role(client, "mecha-system", instance);
         let running = tokio::spawn(run(options, role.clone()));
         Injector { role, running, port }
     }
@@ -132,13 +119,6 @@ impl Cluster {
     }
 }
 
-async fn client(kubeconfig: PathBuf, user: Option<&str>) -> Client {
-    let mut file = Kubeconfig::read_from(kubeconfig).unwrap();
-    file.auth_infos[0].auth_info.as_mut().unwrap().impersonate = user.map(str::to_owned);
-    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
-    Client::try_from(config).unwrap()
-}
-
 async fn create(client: &Client, namespace: &str, pod: &Value, dry_run: bool) -> Result<Value, kube::Error> {
     let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
     let pods: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
@@ -170,10 +150,7 @@ impl Injector {
 
     /// The value of a metric; 0 when it has none.
     pub(crate) fn metric(&self, series: &str) -> f64 {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.role.metrics.lock()).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+        testing::metric(&self.role, series)
     }
 }
 
@@ -281,16 +258,4 @@ pub(crate) fn localhost(port: u16) -> SocketAddr {
 pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.local_addr().unwrap().port()
-}
-
-/// Waits until `find` finds something.
-pub(crate) async fn eventually<T>(what: &str, mut find: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        if let Some(found) = find().await {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited {LIMIT:?} for {what}");
-        tokio::time::sleep(PAUSE).await;
-    }
 }
