@@ -188,7 +188,7 @@ stage_faults() { targets mecha-tests/faults; }
 stage_roles() {
   MECHA_KUBERNETES=$(bash tests/control/apiserver/build.sh) || return 1
   export MECHA_KUBERNETES
-  RUST_TEST_THREADS=4 targets '*/real_server'
+  RUST_TEST_THREADS=3 targets '*/real_server'
 }
 
 stage_control() {
