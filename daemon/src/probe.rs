@@ -4,9 +4,11 @@
 //! `features`, what to prove. The answer on standard output is `{"features": {"ttl": {"ok": false, "reason": "…"}}}`,
 //! or `{"error": "…"}` when the component cannot be opened. The exit status is 0 for the former, 1 for the latter.
 //!
-//! Stores are written to below a prefix that nobody else uses, and what was written is removed. Brokers are asked
-//! whether they are there, and take nothing: a topic that a probe made would stay.
+//! Stores are written to below a prefix that nobody else uses, and what was written is removed. So are brokers whose
+//! topics a probe can remove: those of Redis, by the binding to the same server, and those in memory. The others are
+//! asked whether they are there, and take nothing: a topic that a probe made would stay.
 
+mod pubsub;
 mod state;
 
 use std::collections::BTreeMap;
@@ -15,7 +17,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mecha_components_api::{BuildCx, Component, Error, Lookup, Metadata, PubSub, Registration, Registry};
+use bytes::Bytes;
+use mecha_components_api::{BuildCx, Component, Error, Invoke, Lookup, Metadata, PubSub, Registration, Registry};
 use serde::{Deserialize, Serialize};
 
 /// Largest document, in bytes.
@@ -149,17 +152,16 @@ async fn answer(question: &Question) -> Answer {
             Err(error) => failed(error),
         },
         Some("pubsub") => {
-            let has = |broker: &dyn PubSub, name: &str| match name {
-                "bulk" => broker.caps().bulk,
-                "ttl" => broker.caps().message_ttl,
-                "wildcards" => broker.caps().subscribe_wildcards,
-                // What was published while nobody listened is delivered later.
-                "replay" => broker.caps().durable,
-                // The sidecar writes dead letters itself, and hands on in the broker's order.
-                "deadLetter" | "ordered" => true,
-                _ => false,
+            let open = open(&registry.pubsub, question).await;
+            let proven = match open {
+                Ok(broker) => match kind.as_str() {
+                    "pubsub.in-memory" => brokered(broker, question, async || Ok(())).await,
+                    "pubsub.redis" => brokered(broker, question, async || remove(&registry, question).await).await,
+                    _ => return ask(&broker, question, pubsub::says).await,
+                },
+                Err(error) => Err(error),
             };
-            ask(&registry.pubsub, question, has).await
+            proven.unwrap_or_else(failed)
         }
         Some("bindings") => {
             let version = &question.component.spec.version;
@@ -167,14 +169,49 @@ async fn answer(question: &Question) -> Answer {
             let writes = matches!(Registry::find(&registry.output, kind, version), Lookup::Found(_));
             let has = |name: &str| name == "input" && reads || name == "output" && writes;
             match reads {
-                true => ask(&registry.input, question, |_, name| has(name)).await,
-                false => ask(&registry.output, question, |_, name| has(name)).await,
+                true => open_and_ask(&registry.input, question, |_, name| has(name)).await,
+                false => open_and_ask(&registry.output, question, |_, name| has(name)).await,
             }
         }
-        Some("secretstores") => ask(&registry.secrets, question, |_, name| name == "multipleValues").await,
-        Some("configuration") => ask(&registry.configuration, question, |_, name| name == "subscribe").await,
-        Some("lock") => ask(&registry.lock, question, |_, _| false).await,
+        Some("secretstores") => open_and_ask(&registry.secrets, question, |_, name| name == "multipleValues").await,
+        Some("configuration") => open_and_ask(&registry.configuration, question, |_, name| name == "subscribe").await,
+        Some("lock") => open_and_ask(&registry.lock, question, |_, _| false).await,
         _ => failed(unknown(kind)),
+    }
+}
+
+/// Proves the features of a broker, and removes what was made for it.
+async fn brokered(
+    broker: Arc<dyn PubSub>,
+    question: &Question,
+    remove: impl AsyncFnOnce() -> Result<(), String>,
+) -> Result<Answer, String> {
+    let topic = topic(question);
+    let features = tokio::time::timeout(PROBE_LIMIT, pubsub::prove(&broker, &topic, &question.features)).await;
+    broker.close().await;
+    let removed = remove().await.map_err(|e| format!("the topic {topic} cannot be removed: {e}"));
+    let features = features.map_err(|_| format!("it did not answer within {PROBE_LIMIT:?}"))?;
+    removed?;
+    let features = features.into_iter().map(|(name, result)| (name, result.into())).collect();
+    Ok(Answer { features, ..Answer::default() })
+}
+
+/// The topic of a probe.
+fn topic(question: &Question) -> String {
+    format!("{}-probe", question.component.metadata.name)
+}
+
+/// Removes the stream of a topic, by the binding that reaches the same server with the same metadata.
+async fn remove(registry: &Registry, question: &Question) -> Result<(), String> {
+    let Spec { version, metadata, .. } = &question.component.spec;
+    let binding = open_as(&registry.output, "bindings.redis", version, metadata, question).await?;
+    let key = [("key", topic(question))].into_iter().collect();
+    let invoke = Invoke { operation: "delete", data: Bytes::new(), metadata: &key };
+    let removed = tokio::time::timeout(OPEN_LIMIT, binding.invoke(invoke)).await;
+    binding.close().await;
+    match removed {
+        Ok(removed) => removed.map(drop).map_err(|e| e.to_string()),
+        Err(_) => Err(format!("no answer within {OPEN_LIMIT:?}")),
     }
 }
 
@@ -184,6 +221,17 @@ fn unknown(kind: &str) -> String {
 
 async fn open<C: ?Sized + 'static>(list: &[Registration<C>], question: &Question) -> Result<Arc<C>, String> {
     let Spec { kind, version, metadata } = &question.component.spec;
+    open_as(list, kind, version, metadata, question).await
+}
+
+/// The same as another type.
+async fn open_as<C: ?Sized + 'static>(
+    list: &[Registration<C>],
+    kind: &str,
+    version: &str,
+    metadata: &[Item],
+    question: &Question,
+) -> Result<Arc<C>, String> {
     let registration = match Registry::find(list, kind, version) {
         Lookup::Found(registration) => registration,
         Lookup::WrongVersion(_) => return Err(format!("this version knows {kind}, and not its version {version}")),
@@ -204,18 +252,10 @@ async fn open<C: ?Sized + 'static>(list: &[Registration<C>], question: &Question
 }
 
 /// Whether the component answers; it has the features that its driver says it has.
-async fn ask<C: Component + ?Sized>(
-    list: &[Registration<C>],
-    question: &Question,
-    has: impl Fn(&C, &str) -> bool,
-) -> Answer {
-    let component = match open(list, question).await {
-        Ok(component) => component,
-        Err(error) => return failed(error),
-    };
+async fn ask<C: Component + ?Sized>(component: &Arc<C>, question: &Question, has: impl Fn(&C, &str) -> bool) -> Answer {
     let answered = tokio::time::timeout(PROBE_LIMIT, component.ping()).await;
     let verdict = |name: &String| {
-        let known = has(&component, name);
+        let known = has(component, name);
         (name.clone(), if known { Ok(()) } else { Err("the component does not have it".to_owned()) }.into())
     };
     let features = question.features.iter().map(verdict).collect();
@@ -224,6 +264,18 @@ async fn ask<C: Component + ?Sized>(
         Ok(Ok(())) => Answer { features, ..Answer::default() },
         Ok(Err(e)) => failed(told("it does not answer", &e)),
         Err(_) => failed(format!("it does not answer within {PROBE_LIMIT:?}")),
+    }
+}
+
+/// The same for one that is still to be opened.
+async fn open_and_ask<C: Component + ?Sized>(
+    list: &[Registration<C>],
+    question: &Question,
+    has: impl Fn(&C, &str) -> bool,
+) -> Answer {
+    match open(list, question).await {
+        Ok(component) => ask(&component, question, has).await,
+        Err(error) => failed(error),
     }
 }
 
@@ -268,7 +320,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_broker_has_what_its_driver_says() {
+    async fn a_broker_has_what_it_shows() {
         let found = asked("pubsub.in-memory", json!([]), &["ordered", "replay", "delay"]).await;
         assert_eq!(found["features"]["ordered"], json!({"ok": true}), "{found}");
         for feature in ["replay", "delay"] {

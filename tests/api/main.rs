@@ -15,6 +15,7 @@ mod limits;
 mod logs;
 mod metadata;
 mod metrics;
+mod probe;
 mod process;
 mod proxy;
 mod pubsub;
