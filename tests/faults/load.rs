@@ -29,7 +29,7 @@ const HOT_KEYS: usize = 3;
 /// Keys read at once.
 const READ: usize = 50;
 /// Longest wait for one answer of a reader once all is well again.
-const WELL_AGAIN: Duration = Duration::from_secs(60);
+const WELL_AGAIN: Duration = Duration::from_secs(180);
 
 /// How one call ended.
 #[derive(Clone, Debug)]
@@ -260,7 +260,15 @@ pub(crate) fn app(ledger: &Arc<EventLedger>) -> HttpAppBuilder {
     )
 }
 
-/// Waits until everything that was acknowledged was handled.
+/// Waits until everything that was acknowledged was handled, for as long as more of it is: a thousand short lives of a
+/// daemon leave much to be delivered.
 pub(crate) async fn all_delivered(ledger: &EventLedger) {
-    wait_until(WELL_AGAIN, "every acknowledged event", || async { ledger.missing() == 0 }).await;
+    loop {
+        let missing = ledger.missing();
+        if missing == 0 {
+            return;
+        }
+        let what = format!("the next of {missing} acknowledged events");
+        wait_until(WELL_AGAIN, &what, || async { ledger.missing() < missing }).await;
+    }
 }
