@@ -202,14 +202,14 @@ async fn subscriptions_endpoints_policies_and_settings_apply_while_it_serves() {
     let metadata = sidecar.metadata().await;
     assert!(metadata["subscriptions"].as_array().is_none_or(Vec::is_empty), "{metadata}");
 
-    // Which APIs are open, and a section that needs a start: refused with the reason.
+    // Which APIs are open, and a section that is wrong: refused with the reason.
     let before = generation(&http).await;
     documents.write("config.yaml", &configuration("  api:\n    denied:\n    - {name: metadata, version: v1}\n"));
     ended(&http, before, "Configuration", "config").await;
     assert_ne!(http.get("/v1.0/metadata").send().await.status, 200);
-    documents.write("config.yaml", &configuration("  metrics: {recordErrorCodes: true}\n"));
+    documents.write("config.yaml", &configuration("  metrics: {http: {pathMatching: [orders]}}\n"));
     let reason = refused(&http, "Configuration", "config").await;
-    assert!(reason.contains("metrics"), "{reason}");
+    assert!(reason.contains("pathMatching"), "{reason}");
     assert_ne!(http.get("/v1.0/metadata").send().await.status, 200, "the old settings go on");
     documents.write("config.yaml", &configuration("  features: []\n"));
     nothing_refused(&http).await;
