@@ -118,8 +118,10 @@ impl Made {
         }
         match self.problems.is_empty() {
             true => Ok(text),
-            false => Err(CliError::new("not-importable", self.problems.join("\n  "))
-                .hint("Correct them; nothing was printed.")),
+            false => {
+                Err(CliError::new("not-importable", self.problems.join("\n  "))
+                    .hint("Correct them; nothing was printed."))
+            }
         }
     }
 }
