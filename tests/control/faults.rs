@@ -16,6 +16,8 @@ use crate::guide::{Load, PATIENCE, Shop, port_of};
 use crate::install::{NAMESPACE, install};
 use crate::roles::{ControlPart, INJECTOR};
 
+/// Between two questions to kubectl, which takes a part of a core that the roles need.
+const BETWEEN: Duration = Duration::from_millis(300);
 const TO_GREEN: &str =
     r#"[{"op": "replace", "path": "/spec/capabilities/0/backendSelector/matchLabels/line", "value": "green"}]"#;
 
@@ -111,7 +113,7 @@ async fn the_api_server_restarts_without_its_history_amid_bindings_and_amid_a_mo
     let Some(mut shop) = Shop::open().await else { return };
     assert_eq!(shop.save("a", "1").await, 204);
     let load = Load::start(shop.api());
-    let names: Vec<String> = (0..20).map(|n| format!("claim-{n}")).collect();
+    let names: Vec<String> = (0..8).map(|n| format!("claim-{n}")).collect();
     let claim = |name: &String| {
         format!(
             "apiVersion: mecha.dev/v1alpha1\nkind: CapabilityClaim\nmetadata: {{name: {name}}}\n\
@@ -138,6 +140,7 @@ async fn the_api_server_restarts_without_its_history_amid_bindings_and_amid_a_mo
         claims.map(|claim| (text(&claim["metadata"]["name"]), text(&claim["status"]["phase"]))).collect()
     };
     wait_until(PATIENCE, "every claim to be bound", async || {
+        tokio::time::sleep(BETWEEN).await;
         let phases = phases(&shop);
         phases.len() == names.len() + 1 && phases.values().all(|phase| phase == "Bound")
     })
@@ -162,6 +165,7 @@ async fn the_api_server_restarts_without_its_history_amid_bindings_and_amid_a_mo
     forget_history(&shop.server).await;
     shop.server.restart_apiserver();
     wait_until(PATIENCE, "the move to end", async || {
+        tokio::time::sleep(BETWEEN).await;
         let entries = entries(&shop);
         entries.iter().all(|entry| entry["backend"] == "redis-green" && !entry["swap"].is_object())
     })

@@ -15,7 +15,7 @@ use kube::client::Body;
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::harness::{ACCOUNT, Cluster, EVENTS, Hub, ORDERS, client, eventually, platform};
+use crate::harness::{ACCOUNT, Cluster, EVENTS, Hub, client, eventually, platform};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -118,11 +118,9 @@ async fn in_a_storm_of_lapsed_watches_it_lists_with_growing_pauses_and_goes_on_d
     let storm = Storm::new(client(&cluster.server, Some(ACCOUNT)).await);
     let began = Instant::now();
     let hub = Hub::start(Client::new(storm.clone(), "default"), "b", Cluster::options());
-    // Nothing but lists tells it of these.
+    // Nothing but lists tells it of this.
     cluster.apply(EVENTS);
     cluster.bound("events").await;
-    cluster.apply(ORDERS);
-    cluster.bound("orders").await;
     let classes = "/apis/mecha.dev/v1alpha1/environmentclasses";
     let backends = "/apis/mecha.dev/v1alpha1/capabilitybackends";
     eventually("both ways of refusing a watch", async || (storm.asked(classes).watches >= 4).then_some(())).await;
