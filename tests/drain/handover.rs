@@ -157,6 +157,11 @@ async fn a_successor_that_fails_leaves_the_sidecar_as_it_is() {
     sidecar.wait_log("the running daemon refuses to hand over").await;
     load.progress(50).await;
     assert_eq!(sidecar.pid(), pid);
+    // Each of them counts; the last may be counted a moment after its process has ended.
+    eventually("three failed hand-overs", || async {
+        sidecar.metrics().await.contains("mecha_handover_total{app_id=\"me\",outcome=\"failed\"} 3").then_some(())
+    })
+    .await;
     replace(&mut sidecar).await;
     load.progress(50).await;
     load.finish().await;

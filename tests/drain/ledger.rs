@@ -61,6 +61,16 @@ impl Ledger {
         });
     }
 
+    /// Notes a message that somebody took.
+    pub(crate) fn saw(&self, id: String) {
+        *self.seen.lock().entry(id).or_default() += 1;
+    }
+
+    /// How many messages arrived.
+    pub(crate) fn arrived(&self) -> usize {
+        self.seen.lock().len()
+    }
+
     /// Everything acknowledged has to arrive, and nothing at the dead letters. Prints what came twice.
     pub(crate) async fn settle(&self) {
         let missing = || {

@@ -11,5 +11,6 @@ mod load;
 mod operator;
 mod rolling;
 mod stop;
+mod streams;
 mod support;
 mod upgrade;

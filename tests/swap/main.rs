@@ -8,6 +8,7 @@ mod backends;
 mod brokers;
 mod edits;
 mod fleet;
+mod inputs;
 mod load;
 mod memory;
 mod refusals;
