@@ -183,6 +183,15 @@ impl Platform {
             pods["items"].as_array().unwrap().iter().filter(ready).count() == count
         })
         .await;
+        // A claim is ready as long as no sidecar is in its scope, and may still say so when the first ones are there.
+        wait_until(PATIENCE, "every sidecar to have its components", async || {
+            let bindings = self.json(&["get", "capabilitybindings", "-A"]);
+            let has = |entry: &Value, of: usize| entry["sidecars"] == format!("{of}/{of}") && entry["ready"] == true;
+            let entries = bindings["items"][0]["status"]["entries"].as_array().cloned().unwrap_or_default();
+            let all = entries.iter().all(|entry| has(entry, if entry["claim"] == BROKER { count } else { 1 }));
+            all && entries.len() == count + 1
+        })
+        .await;
         self.mecha(&["wait", "claims.yaml", "--timeout", "5m"], 0);
     }
 
