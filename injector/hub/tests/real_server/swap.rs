@@ -230,3 +230,43 @@ async fn a_store_is_not_emptied_before_somebody_has_said_so() {
     .await;
     hub.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_ten_moves_outlive_the_hub_and_each_says_what_caused_it() {
+    let Some((cluster, mut hub)) = shop().await else { return };
+    let engines = ["kafka", "redis"];
+    for number in 1..=11 {
+        let (from, to) = (engines[(number + 1) % 2], engines[number % 2]);
+        cluster.apply(&platform(to, "postgres"));
+        go_through(&cluster, "events", &["Prepare", "Switch", "Drain", "Finalize"]).await;
+        let backend = if to == "redis" { "streams" } else { "kafka" };
+        cluster.settled("events", backend).await;
+        eventually(&format!("the receipt of move {number} from {from}"), async || {
+            let status = cluster.claim("events").await.status?;
+            let newest = status.history.first()?;
+            let known = newest.to == backend && newest.why.contains(&format!("engine={to}"));
+            (known && status.history.len() == number.min(10)).then_some(())
+        })
+        .await;
+        // One that has made none of the moves before goes on with the list.
+        if number % 5 == 0 {
+            hub.stop().await;
+            hub = cluster.hub(["b", "c"][number / 5 - 1]).await;
+            eventually("the successor leads", async || (hub.metric("mecha_hub_leader") == 1.0).then_some(())).await;
+        }
+    }
+    hub.quiet(3).await;
+    let status = cluster.claim("events").await.status.unwrap();
+    assert_eq!((status.phase, status.backend.as_str()), (Some(ClaimPhase::Bound), "streams"));
+    assert_eq!(status.history.len(), 10, "the first is gone: {:?}", status.history);
+    for (age, receipt) in status.history.iter().enumerate() {
+        let (from, to, engine) =
+            if age % 2 == 0 { ("kafka", "streams", "engine=redis") } else { ("streams", "kafka", "engine=kafka") };
+        assert_eq!((receipt.from.as_str(), receipt.to.as_str()), (from, to), "the newest first");
+        assert_eq!(receipt.outcome, MoveOutcome::Completed);
+        assert!(receipt.why.contains(engine), "{}", receipt.why);
+    }
+    let explained = status.explanation.unwrap();
+    assert!(explained.candidates.iter().any(|c| c.name == "streams"), "and why it is where it is: {explained:?}");
+    hub.stop().await;
+}
