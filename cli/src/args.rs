@@ -2,7 +2,8 @@
 
 use crate::cluster::ClusterArgs;
 use crate::commands::{
-    ApplyArgs, DevArgs, EnvironmentArgs, ExplainArgs, ExportArgs, ImportArgs, InjectArgs, PlanArgs, StatusArgs, SwapArgs, WaitArgs,
+    ApplyArgs, DevArgs, EnvironmentArgs, ExplainArgs, ExportArgs, ImportArgs, InjectArgs, PlanArgs, StatusArgs,
+    SwapArgs, WaitArgs,
 };
 use crate::output::Format;
 use clap::{Args, Parser, Subcommand, ValueHint};

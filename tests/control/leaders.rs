@@ -52,9 +52,7 @@ struct Record {
 struct Written {
     /// Which token, by its number.
     by: String,
-    verb: String,
     resource: String,
-    name: String,
     status: u64,
     /// When the server got it; such texts sort by time.
     at: String,
@@ -90,9 +88,7 @@ impl Record {
         lines
             .map(|line| Written {
                 by: text(&line["user"]["extra"]["authentication.kubernetes.io/credential-id"][0]),
-                verb: text(&line["verb"]),
                 resource: text(&line["objectRef"]["resource"]),
-                name: text(&line["objectRef"]["name"]),
                 status: line["responseStatus"]["code"].as_u64().unwrap(),
                 at: text(&line["requestReceivedTimestamp"]),
             })

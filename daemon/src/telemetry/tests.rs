@@ -6,6 +6,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mecha_components_api::Secret;
 use mecha_core::trace::{SpanKind, TraceContext, attribute};
+use mecha_otlp::OtlpProtocol;
 use tokio::sync::mpsc;
 
 use super::*;
