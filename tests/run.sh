@@ -146,7 +146,7 @@ stage_unit() {
   local status=0 examples
   # All but those of tests/ and those on a real API server, which are stages of their own. Many wait for a server or a
   # clock, so more run at a time than there are cores.
-  RUST_TEST_THREADS=3 targets --beside 2 '*' '!*/real_server' '!mecha-tests/*' mecha-tests/lib || status=1
+  RUST_TEST_THREADS=4 targets --beside 1 '*' '!*/real_server' '!mecha-tests/*' mecha-tests/lib || status=1
   # Cargo builds half of everything again for examples in the documentation, with other features; so only if there are any.
   examples=$(git ls-files -z '*.rs' | xargs -0 awk "$EXAMPLES")
   if [[ -n $examples ]]; then
@@ -194,7 +194,8 @@ stage_roles() {
 stage_control() {
   MECHA_KUBERNETES=$(bash tests/control/apiserver/build.sh) || return 1
   MECHA_HELM=$(bash tests/control/helm/build.sh) || return 1
-  export MECHA_KUBERNETES MECHA_HELM
+  MECHA_CUE=$(bash tests/control/cue/build.sh) || return 1
+  export MECHA_KUBERNETES MECHA_HELM MECHA_CUE
   RUST_TEST_THREADS=3 targets mecha-tests/control
 }
 

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends by panicking")]
 
+mod composites;
 mod exports;
 mod faults;
 mod guide;
@@ -20,4 +21,5 @@ mod rbac;
 mod roles;
 mod secrets;
 mod show;
+mod traces;
 mod uninstall;

@@ -32,6 +32,8 @@ pub(crate) struct ControlPart {
     places: Places,
     /// Where roles reach the API server, when not where it is.
     road: Option<u16>,
+    /// What is in the environment of a role's process.
+    variables: BTreeMap<&'static str, Vec<(String, String)>>,
     folder: TempDir,
 }
 
@@ -66,7 +68,7 @@ impl ControlPart {
     /// No role runs yet.
     pub(crate) fn none(road: Option<u16>) -> Self {
         let places = Places { delivery: free_port(), issuer: free_port(), webhook: free_port() };
-        Self { roles: BTreeMap::new(), places, road, folder: TempDir::new().unwrap() }
+        Self { roles: BTreeMap::new(), places, road, variables: BTreeMap::new(), folder: TempDir::new().unwrap() }
     }
 
     /// Puts the roles' addresses on this machine into what is installed.
@@ -84,9 +86,17 @@ impl ControlPart {
         let client = json!([
             {"op": "remove", "path": "/webhooks/0/clientConfig/service"},
             {"op": "add", "path": "/webhooks/0/clientConfig/url", "value": url},
+            {"op": "remove", "path": "/webhooks/1/clientConfig/service"},
+            {"op": "add", "path": "/webhooks/1/clientConfig/url", "value": url},
         ]);
         let registration = ["patch", "mutatingwebhookconfiguration", "mecha-injector", "--type=json", "-p"];
         server.kubectl(&[&registration[..], &[&client.to_string()]].concat());
+    }
+
+    /// Puts these into the environment of a role's next processes, in place of those before.
+    pub(crate) fn variables(&mut self, role: &'static str, variables: &[(&str, &str)]) {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        self.variables.insert(role, variables.collect());
     }
 
     /// Starts a role, again if need be.
@@ -122,6 +132,7 @@ impl ControlPart {
             .args(["--ops-address", &here(ops)])
             .args(own)
             .env_clear()
+            .envs(self.variables.get(role).into_iter().flatten().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

@@ -75,3 +75,153 @@ async fn a_template_makes_one_object_for_each_claim_and_waits_for_what_it_leaves
     // A claim that is gone leaves its object: data may hang on it.
     cluster.server.kubectl(&["-n", "platform", "get", "postgresql", "shop-cart"]);
 }
+
+/// What is needed of the kinds of Flux and of Crossplane's Helm provider; the server refuses other fields of these
+/// levels.
+const RELEASES: &str = r#"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: helmreleases.helm.toolkit.fluxcd.io}
+spec:
+  group: helm.toolkit.fluxcd.io
+  scope: Namespaced
+  names: {kind: HelmRelease, plural: helmreleases}
+  versions:
+  - name: v2
+    served: true
+    storage: true
+    subresources: {status: {}}
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec:
+            type: object
+            required: [interval]
+            properties:
+              interval: {type: string, pattern: '^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$'}
+              targetNamespace: {type: string}
+              releaseName: {type: string}
+              values: {x-kubernetes-preserve-unknown-fields: true}
+              chart:
+                type: object
+                required: [spec]
+                properties:
+                  spec:
+                    type: object
+                    required: [chart, sourceRef]
+                    properties:
+                      chart: {type: string}
+                      version: {type: string}
+                      sourceRef:
+                        type: object
+                        required: [name]
+                        properties: {kind: {type: string, enum: [HelmRepository, GitRepository, Bucket]}, name: {type: string}, namespace: {type: string}}
+          status: {type: object, x-kubernetes-preserve-unknown-fields: true}
+---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: releases.helm.crossplane.io}
+spec:
+  group: helm.crossplane.io
+  scope: Cluster
+  names: {kind: Release, plural: releases}
+  versions:
+  - name: v1beta1
+    served: true
+    storage: true
+    subresources: {status: {}}
+    schema:
+      openAPIV3Schema:
+        type: object
+        required: [spec]
+        properties:
+          spec:
+            type: object
+            required: [forProvider]
+            properties:
+              providerConfigRef: {type: object, required: [name], properties: {name: {type: string}}}
+              writeConnectionSecretToRef: {type: object, required: [name, namespace], properties: {name: {type: string}, namespace: {type: string}}}
+              forProvider:
+                type: object
+                required: [chart, namespace]
+                properties:
+                  namespace: {type: string}
+                  values: {type: object, x-kubernetes-preserve-unknown-fields: true}
+                  chart: {type: object, properties: {name: {type: string}, repository: {type: string}, version: {type: string}}}
+          status: {type: object, x-kubernetes-preserve-unknown-fields: true}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: releases, labels: {mecha.dev/aggregate-to-agent: "true"}}
+rules:
+- {apiGroups: [helm.toolkit.fluxcd.io], resources: [helmreleases], verbs: [get, list, watch, create, patch]}
+- {apiGroups: [helm.crossplane.io], resources: [releases], verbs: [get, list, watch, create, patch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: releases}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: releases}
+subjects: [{kind: ServiceAccount, name: mecha-agent, namespace: mecha-system}]
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_of_flux_and_one_of_crossplanes_helm_provider_are_stamped_for_each_claim() {
+    let Some(cluster) = Cluster::start().await else { return };
+    cluster.server.apply(RELEASES).unwrap();
+    cluster.server.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
+    let _role = cluster.sources("a", Options::default()).await;
+    let flux = json!({
+        "apiVersion": "helm.toolkit.fluxcd.io/v2", "kind": "HelmRelease",
+        "metadata": {"name": "pg-{{ environment }}-{{ claim.name }}", "namespace": "platform"},
+        "spec": {
+            "interval": "10m", "releaseName": "pg-{{ environment }}-{{ claim.name }}",
+            "chart": {"spec": {"chart": "postgresql", "version": ">=16", "sourceRef": {"kind": "HelmRepository", "name": "charts"}}},
+            "values": {"auth": {"database": "{{ environment }}-{{ claim.name }}"}},
+        },
+    });
+    // It is in no namespace, and says itself where its Secret goes.
+    let crossplane = json!({
+        "apiVersion": "helm.crossplane.io/v1beta1", "kind": "Release", "metadata": {"name": "pg-{{ environment }}-{{ claim.name }}"},
+        "spec": {
+            "providerConfigRef": {"name": "default"},
+            "writeConnectionSecretToRef": {"name": "crossplane-{{ environment }}-{{ claim.name }}", "namespace": "platform"},
+            "forProvider": {
+                "namespace": "platform", "values": {"auth": {"database": "{{ environment }}-{{ claim.name }}"}},
+                "chart": {"name": "postgresql", "repository": "oci://registry.example.org/charts", "version": "16.0.0"},
+            },
+        },
+    });
+    let ready = "self.status.conditions.exists(c, c.type == 'Ready' && c.status == 'True')";
+    let left_by_flux = "flux-{{ environment }}-{{ claim.name }}";
+    for (name, manifest, secret) in [("flux", flux, left_by_flux), ("crossplane", crossplane, "")] {
+        let mut offer = backend(name, "PerClaim", "pg-{{ environment }}-{{ claim.name }}");
+        offer["spec"]["source"]["template"] = json!({"manifest": manifest, "readyWhen": ready, "secretName": secret});
+        cluster.apply(&offer);
+        cluster.ready(name, "True", "NotProbed").await;
+    }
+    cluster.binding("local", 7, &[("orders", "flux", "mecha-orders-r7"), ("cart", "crossplane", "mecha-cart-r7")]);
+    for (claim, name, kind, home) in [
+        ("orders", "flux", "helmreleases.helm.toolkit.fluxcd.io", &["-n", "platform"][..]),
+        ("cart", "crossplane", "releases.helm.crossplane.io", &[]),
+    ] {
+        let made = crate::cluster::eventually("the release of a claim", || async {
+            let all = cluster.server.kubectl_refused(&[home, &["get", kind, "-o", "json"]].concat()).ok()?;
+            let all: Value = serde_json::from_str(&all).unwrap();
+            all["items"].get(0).cloned()
+        })
+        .await;
+        let object = made["metadata"]["name"].as_str().unwrap();
+        let unit = object.strip_prefix("pg-").unwrap();
+        let spec = if name == "flux" { &made["spec"] } else { &made["spec"]["forProvider"] };
+        assert_eq!(spec["values"], json!({"auth": {"database": unit}}), "{made}");
+
+        // What the other system's controller does when it is done.
+        cluster.secret("platform", &format!("{name}-{unit}"), &json!({"uri": format!("postgres://{claim}")}));
+        let done = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}}).to_string();
+        let patch = ["patch", kind, object, "--subresource=status", "--type=merge", "-p", &done];
+        cluster.server.kubectl(&[home, &patch[..]].concat());
+        let secret = cluster.secret_is(&format!("mecha-{claim}-r7"), |secret| secret.is_some()).await.unwrap();
+        assert_eq!(value(&secret, "uri").unwrap(), format!("postgres://{claim}"));
+    }
+}
