@@ -114,6 +114,26 @@ impl Leadership {
     }
 }
 
+/// Has the term of `epoch` hold until `until`; whether that is news to those who wait for it.
+fn prolong(term: &watch::Sender<Option<Term>>, epoch: i64, until: Instant) -> bool {
+    let known = term.borrow().clone();
+    match known.filter(|term| term.epoch == epoch) {
+        Some(known) => {
+            let lapsed = !known.holds();
+            *known.until.lock() = until;
+            // Who led has stopped at the lapse, and waits to be told that it goes on.
+            if lapsed {
+                term.send_modify(|_| {});
+            }
+            lapsed
+        }
+        None => {
+            term.send_replace(Some(Term { epoch, until: Arc::new(Mutex::new(until)) }));
+            true
+        }
+    }
+}
+
 struct Candidate {
     api: Api<Lease>,
     lease: &'static str,
@@ -235,14 +255,9 @@ impl Candidate {
     /// Leads from now on. `before` is when the request left: the lease holds from no later than that.
     fn lead(&mut self, epoch: i64, before: Instant) {
         self.seen = None;
-        let until = before + self.timing.give_up;
-        let known = self.term.borrow().clone();
-        if let Some(term) = known.filter(|term| term.epoch == epoch) {
-            *term.until.lock() = until;
-            return;
+        if prolong(&self.term, epoch, before + self.timing.give_up) {
+            tracing::info!(lease = self.lease, epoch, "this replica leads");
         }
-        tracing::info!(lease = self.lease, epoch, "this replica leads");
-        self.term.send_replace(Some(Term { epoch, until: Arc::new(Mutex::new(until)) }));
     }
 
     fn step_down(&mut self, why: &str) {
@@ -265,5 +280,27 @@ impl Candidate {
         if let Err(error) = call(self.api.replace(self.lease, &PostParams::default(), &free)).await {
             tracing::debug!(lease = self.lease, %error, "the lease could not be given back");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_term_that_lapsed_and_is_renewed_in_time_leads_again() {
+        let (sender, receiver) = watch::channel(None);
+        let mut leadership = Leadership { term: receiver };
+        let later = Instant::now() + Duration::from_secs(3600);
+        assert!(prolong(&sender, 7, later));
+        let term = leadership.elected().await;
+        assert!(!prolong(&sender, 7, later), "a renewal is no news");
+        *term.until.lock() = Instant::now();
+        leadership.deposed(&term).await;
+        let again = tokio::spawn(async move { leadership.elected().await });
+        tokio::task::yield_now().await;
+        assert!(prolong(&sender, 7, later));
+        let again = tokio::time::timeout(Duration::from_secs(30), again).await.unwrap().unwrap();
+        assert!(again.holds() && again.epoch() == 7);
     }
 }
