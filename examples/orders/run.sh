@@ -46,6 +46,8 @@ fail() {
 start() {
   local input=$1 output=$2
   shift 2
+  # Emptied here and now: who looks into the log next must not find what the last run said.
+  : >"$output"
   set -m
   if [ -n "$lock" ]; then
     "$@" >"$output" 2>&1 <"$input" {lock}>&- &
