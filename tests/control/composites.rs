@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use mecha_testkit::servers::RedisOptions;
-use mecha_tests::{Signal, wait_until};
+use mecha_tests::wait_until;
 use serde_json::{Value, json};
 
 use crate::guide::{Load, PATIENCE, Shop};
@@ -97,9 +97,7 @@ async fn a_composite_that_is_ready_serves_apps_its_rotated_password_fails_no_cal
     // The app comes to use it while it works.
     let load = Load::start(shop.api());
     load.goes_on(20).await;
-    let edit =
-        r#"[{"op": "replace", "path": "/spec/capabilities/0/backendSelector/matchLabels/line", "value": "composed"}]"#;
-    shop.server.kubectl(&["patch", "environmentclass", "development", "--type=json", "-p", edit]);
+    shop.selects("composed");
     shop.bound_to("composed").await;
     load.goes_on(20).await;
     assert!(redis.command(&["KEYS", "*"]).contains("load"), "what is written now is in the composed store");
@@ -133,13 +131,7 @@ async fn a_composite_that_is_ready_serves_apps_its_rotated_password_fails_no_cal
     load.end().await;
 
     // Nothing but the last password opens the store to one that connects now.
-    let before = shop.node.pid(&shop.home, POD, SIDECAR).unwrap();
-    shop.node.signal(&shop.home, POD, SIDECAR, Signal::Kill);
-    wait_until(PATIENCE, "another sidecar that is ready", async || {
-        let other = shop.node.pid(&shop.home, POD, SIDECAR).is_some_and(|pid| pid != before);
-        other && shop.api().get("/v1.0/healthz").try_send().await.is_ok_and(|reply| reply.status == 204)
-    })
-    .await;
+    shop.kill_sidecar().await;
     assert_eq!(shop.save("after", "1").await, 204);
     assert!(!shop.node.log(&shop.home, POD, SIDECAR).contains("canary-"), "a password is in the log");
 }

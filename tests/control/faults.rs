@@ -18,12 +18,6 @@ use crate::roles::{ControlPart, INJECTOR};
 
 /// Between two questions to kubectl, which takes a part of a core that the roles need.
 const BETWEEN: Duration = Duration::from_millis(300);
-const TO_GREEN: &str =
-    r#"[{"op": "replace", "path": "/spec/capabilities/0/backendSelector/matchLabels/line", "value": "green"}]"#;
-
-fn to_green(shop: &Shop) {
-    shop.server.kubectl(&["patch", "environmentclass", "development", "--type=json", "-p", TO_GREEN]);
-}
 
 /// Changes what the injector's ConfigMap says about images.
 fn image(server: &Kubernetes, image: &str) {
@@ -85,7 +79,7 @@ async fn watches_that_went_silent_are_made_again_and_what_was_edited_meanwhile_i
     // Every connection of hub, agent and injector is half open: nobody tells them, and nothing comes any more.
     shop.road.strand().await;
     let began = Instant::now();
-    to_green(&shop);
+    shop.selects("green");
     image(&shop.server, "mechad:edited");
     shop.bound_to("redis-green").await;
     wait_until(PATIENCE, "the injector's edited configuration", async || {
@@ -154,7 +148,7 @@ async fn the_api_server_restarts_without_its_history_amid_bindings_and_amid_a_mo
     assert!(once(&entries(&shop)), "each claim is bound once");
 
     // A move of all of them.
-    to_green(&shop);
+    shop.selects("green");
     wait_until(PATIENCE, "the move to begin", async || {
         let entries = entries(&shop);
         entries.iter().any(|entry| entry["swap"].is_object() || entry["backend"] == "redis-green")

@@ -102,6 +102,24 @@ impl Shop {
         self.shows(&claim, ".status.phase", "Bound").await;
     }
 
+    /// Edits the one line of the class that says which backends are taken.
+    pub(crate) fn selects(&self, line: &str) {
+        let path = "/spec/capabilities/0/backendSelector/matchLabels/line";
+        let edit = json!([{"op": "replace", "path": path, "value": line}]).to_string();
+        self.server.kubectl(&["patch", "environmentclass", "development", "--type=json", "-p", &edit]);
+    }
+
+    /// Kills the sidecar, and waits until another one is ready.
+    pub(crate) async fn kill_sidecar(&self) {
+        let before = self.node.pid(&self.home, POD, SIDECAR).unwrap();
+        self.node.signal(&self.home, POD, SIDECAR, Signal::Kill);
+        wait_until(PATIENCE, "another sidecar that is ready", async || {
+            let other = self.node.pid(&self.home, POD, SIDECAR).is_some_and(|pid| pid != before);
+            other && self.api().get("/v1.0/healthz").try_send().await.is_ok_and(|reply| reply.status == 204)
+        })
+        .await;
+    }
+
     /// The sidecar's API.
     pub(crate) fn api(&self) -> Http {
         Http::tcp(self.node.port(&self.home, POD, 3500))
@@ -174,9 +192,7 @@ async fn the_platform_guide_from_the_first_environment_to_the_first_swap() {
 
     let load = Load::start(shop.api());
     load.goes_on(20).await;
-    let edit =
-        r#"[{"op": "replace", "path": "/spec/capabilities/0/backendSelector/matchLabels/line", "value": "green"}]"#;
-    shop.server.kubectl(&["patch", "environmentclass", "development", "--type=json", "-p", edit]);
+    shop.selects("green");
     shop.bound_to("redis-green").await;
     load.goes_on(20).await;
     load.end().await;
@@ -218,13 +234,7 @@ async fn apps_go_on_and_sidecars_restart_without_control_part_and_api_server() {
     load.goes_on(50).await;
     load.end().await;
 
-    let before = shop.node.pid(&shop.home, POD, SIDECAR).unwrap();
-    shop.node.signal(&shop.home, POD, SIDECAR, Signal::Kill);
-    wait_until(PATIENCE, "another sidecar that is ready", async || {
-        let other = shop.node.pid(&shop.home, POD, SIDECAR).is_some_and(|pid| pid != before);
-        other && shop.api().get("/v1.0/healthz").try_send().await.is_ok_and(|reply| reply.status == 204)
-    })
-    .await;
+    shop.kill_sidecar().await;
     assert_eq!(shop.read("a").await, "\"1\"");
 
     // And everything is taken up again when it is back.
@@ -233,9 +243,7 @@ async fn apps_go_on_and_sidecars_restart_without_control_part_and_api_server() {
         shop.roles.launch(&shop.server, role);
     }
     shop.roles.ready().await;
-    let edit =
-        r#"[{"op": "replace", "path": "/spec/capabilities/0/backendSelector/matchLabels/line", "value": "green"}]"#;
-    shop.server.kubectl(&["patch", "environmentclass", "development", "--type=json", "-p", edit]);
+    shop.selects("green");
     shop.bound_to("redis-green").await;
     assert_eq!(shop.save("b", "2").await, 204);
     assert!(shop.green.command(&["KEYS", "*"]).contains('b'));

@@ -153,9 +153,7 @@ async fn one_trace_goes_from_the_decision_over_the_delivery_to_the_switch_in_the
     let ready = ".status.conditions[?(@.type==\"Ready\")].status";
     shop.shows(&["-n", &shop.home, "pod", "orders-traced"], ready, "True").await;
 
-    let edit =
-        r#"[{"op": "replace", "path": "/spec/capabilities/0/backendSelector/matchLabels/line", "value": "green"}]"#;
-    shop.server.kubectl(&["patch", "environmentclass", "development", "--type=json", "-p", edit]);
+    shop.selects("green");
     shop.bound_to("redis-green").await;
 
     // From the receipt to the trace.
