@@ -27,11 +27,11 @@ pub(crate) fn start(
     match args {
         RoleArgs::Hub(args) => hub(&args, role, tracer, running),
         RoleArgs::Agent(args) => agent(&args, role, tracer, running),
-        RoleArgs::Injector(args) => injector(&args, role, running)?,
+        RoleArgs::Injector(args) => injector(&args, role, tracer, running)?,
         RoleArgs::All { hub: h, agent: a, injector: i } => {
             hub(&h, role, tracer, running);
             agent(&a, role, tracer, running);
-            injector(&i, role, running)?;
+            injector(&i, role, tracer, running)?;
         }
     }
     Ok(())
@@ -69,6 +69,7 @@ fn agent(args: &AgentArgs, role: &Role, tracer: &Tracer, running: &mut JoinSet<R
         trust_domain: args.trust_domain.clone(),
         leaf_ttl: Duration::from_secs(args.certificate_seconds),
         publish_wait: Duration::from_secs(args.root_publish_seconds),
+        tracer: tracer.clone(),
         ..mecha_issuer::Options::default()
     };
     let delivering = mecha_agent::Options {
@@ -107,7 +108,12 @@ fn agent(args: &AgentArgs, role: &Role, tracer: &Tracer, running: &mut JoinSet<R
     });
 }
 
-fn injector(args: &InjectorArgs, role: &Role, running: &mut JoinSet<Result<(), Failed>>) -> Result<(), Failed> {
+fn injector(
+    args: &InjectorArgs,
+    role: &Role,
+    tracer: &Tracer,
+    running: &mut JoinSet<Result<(), Failed>>,
+) -> Result<(), Failed> {
     use mecha_webhook::{CanaryOptions, Options, Reach, Registration, RepairOptions};
     let defaults = Options::default();
     let reach = match &args.webhook_url {
@@ -136,6 +142,7 @@ fn injector(args: &InjectorArgs, role: &Role, running: &mut JoinSet<Result<(), F
         skipped_namespaces: args.skipped_namespaces.clone(),
         canary: CanaryOptions { namespace: args.canary_namespace.clone(), ..defaults.canary.clone() },
         repair: RepairOptions { evict: !args.report_only, ..defaults.repair },
+        tracer: tracer.clone(),
         ..defaults
     };
     let gate = role.ready.wait_for("the start of the injector");

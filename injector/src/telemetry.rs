@@ -53,7 +53,7 @@ impl Telemetry {
         };
         let exporters: Exporters = [mecha_otlp::processor(exporter, &resource, report)].into();
         let sink: Arc<dyn SpanSink> = Arc::new(Sink::new(SCOPE, exporters.clone(), Arc::new(OnceLock::new())));
-        tracing::info!(collector = shown, share = sampler.ratio(), "decisions and deliveries are traced");
+        tracing::info!(collector = shown, share = sampler.ratio(), "what the roles do is traced");
         Ok(Self { running: Some((Tracer::on(sampler, Some(sink)), exporters)) })
     }
 

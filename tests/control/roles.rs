@@ -94,9 +94,8 @@ impl ControlPart {
     }
 
     /// Puts these into the environment of a role's next processes, in place of those before.
-    pub(crate) fn variables(&mut self, role: &'static str, variables: &[(&str, &str)]) {
-        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        self.variables.insert(role, variables.collect());
+    pub(crate) fn variables(&mut self, role: &'static str, variables: Vec<(String, String)>) {
+        self.variables.insert(role, variables);
     }
 
     /// Starts a role, again if need be.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::guide::{PATIENCE, Shop};
 use crate::install::NAMESPACE;
-use crate::roles::{AGENT, HUB};
+use crate::roles::{AGENT, HUB, INJECTOR};
 
 /// Where collectors take spans, over HTTP and over gRPC.
 const ROUTES: [&str; 2] = ["POST /v1/traces", "POST /opentelemetry.proto.collector.trace.v1.TraceService/Export"];
@@ -88,8 +88,8 @@ fn text(attributes: &[KeyValue], key: &str) -> String {
     found.unwrap_or_default()
 }
 
-/// Everything that came in one trace, as service and span.
-fn spans(collector: &HttpApp, trace: &str) -> Vec<(String, Span)> {
+/// Everything that came, as service and span.
+fn all_spans(collector: &HttpApp) -> Vec<(String, Span)> {
     let calls: Vec<Call> = ROUTES.iter().flat_map(|route| collector.calls(route)).collect();
     let mut all = Vec::new();
     for call in calls {
@@ -98,10 +98,26 @@ fn spans(collector: &HttpApp, trace: &str) -> Vec<(String, Span)> {
         for resource in Export::decode(call.body.slice(framing..)).unwrap().resources {
             let service = text(&resource.resource.unwrap_or_default().attributes, "service.name");
             let spans = resource.scopes.into_iter().flat_map(|scope| scope.spans);
-            all.extend(spans.filter(|span| hex(&span.trace_id) == trace).map(|span| (service.clone(), span)));
+            all.extend(spans.map(|span| (service.clone(), span)));
         }
     }
     all
+}
+
+/// Everything that came in one trace, as service and span.
+fn spans(collector: &HttpApp, trace: &str) -> Vec<(String, Span)> {
+    all_spans(collector).into_iter().filter(|(_, span)| hex(&span.trace_id) == trace).collect()
+}
+
+/// Waits for a span of the service that says all this.
+async fn said(collector: &HttpApp, service: &str, name: &str, attributes: &[(&str, &str)]) {
+    wait_until(PATIENCE, &format!("a span {name} of {service} with {attributes:?}"), async || {
+        all_spans(collector).iter().any(|(of, span)| {
+            let says = |(key, value): &(&str, &str)| text(&span.attributes, key) == *value;
+            of == service && span.name == name && attributes.iter().all(says)
+        })
+    })
+    .await;
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -129,13 +145,14 @@ async fn one_trace_goes_from_the_decision_over_the_delivery_to_the_switch_in_the
     let Some(mut shop) = Shop::open().await else { return };
     let collector = HttpApp::builder().on("/*", Answer::status(200)).start().await;
     let endpoint = format!("http://127.0.0.1:{}", collector.port());
-    for (role, protocol) in [(HUB, "grpc"), (AGENT, "http/protobuf")] {
+    for (role, protocol) in [(HUB, "grpc"), (AGENT, "http/protobuf"), (INJECTOR, "grpc")] {
         let variables = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
             ("OTEL_SERVICE_NAME", role),
         ];
-        shop.roles.variables(role, &variables);
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        shop.roles.variables(role, variables.into());
         shop.roles.kill(role);
         shop.roles.launch(&shop.server, role);
     }
@@ -152,6 +169,15 @@ async fn one_trace_goes_from_the_decision_over_the_delivery_to_the_switch_in_the
     shop.apply(POD);
     let ready = ".status.conditions[?(@.type==\"Ready\")].status";
     shop.shows(&["-n", &shop.home, "pod", "orders-traced"], ready, "True").await;
+    // How the pod came to its sidecar, and the sidecar to its certificate.
+    let app = [("mecha.namespace", shop.home.as_str()), ("mecha.app_id", "orders-api")];
+    let injected = [("mecha.name", "orders-traced"), ("mecha.outcome", "injected")];
+    said(&collector, INJECTOR, "admit pod", &[app, injected].concat()).await;
+    said(&collector, AGENT, "issue certificate", &[&app[..], &[("mecha.outcome", "issued")]].concat()).await;
+    std::fs::write(&file, POD.replace("\"8080\"", "\"http\"")).unwrap();
+    shop.server.kubectl_refused(&tried).unwrap_err();
+    let denied = [("mecha.outcome", "denied"), ("mecha.fields", "annotation dapr.io/app-port")];
+    said(&collector, INJECTOR, "admit pod", &denied).await;
 
     shop.selects("green");
     shop.bound_to("redis-green").await;

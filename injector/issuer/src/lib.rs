@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
+use mecha_apiserver::trace::Tracer;
 use mecha_apiserver::{Events, Failure, Role, Selection, follow};
 use mecha_identity::{Bundle, Clients, Live, SpiffeId};
 use tokio::net::TcpListener;
@@ -84,6 +85,8 @@ pub struct Options {
     pub requests_per_second: u32,
     /// DNS names of the service in its own certificate; empty: those of its Service `dapr-sentry`.
     pub dns_names: Vec<String>,
+    /// Makes the spans of requests.
+    pub tracer: Tracer,
 }
 
 impl Default for Options {
@@ -99,6 +102,7 @@ impl Default for Options {
             requests_at_once: 64,
             requests_per_second: 200,
             dns_names: Vec::new(),
+            tracer: Tracer::off(),
         }
     }
 }
@@ -263,6 +267,7 @@ impl Issuer {
             roots: roots.clone(),
             metrics: metrics.clone(),
             gate: Arc::new(Gate::new(options.requests_at_once, options.requests_per_second)),
+            tracer: options.tracer,
         };
         role.tasks.spawn("issuer", serve::serve(listener, tls, service, role.tasks.clone()));
         Ok(())

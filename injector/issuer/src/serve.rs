@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use mecha_apiserver::Tasks;
+use mecha_apiserver::trace::{SpanKind, Tracer};
 use mecha_identity::explain_io;
 use mecha_proto::sentry::ca_server::{Ca, CaServer};
 use mecha_proto::sentry::{SignCertificateRequest, SignCertificateResponse};
@@ -46,6 +47,7 @@ pub(crate) struct Service {
     pub(crate) roots: Arc<Roots>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) tracer: Tracer,
 }
 
 /// How many requests are looked at: so many at once, and so many in a second on average.
@@ -114,6 +116,12 @@ impl Ca for Service {
         request: tonic::Request<SignCertificateRequest>,
     ) -> Result<tonic::Response<SignCertificateResponse>, tonic::Status> {
         let request = request.into_inner();
+        // Whoever asks has not proven anything yet, so no context is taken from there.
+        let mut span = self.tracer.start(SpanKind::Server, None, || "issue certificate");
+        if span.is_recording() {
+            span.set("mecha.namespace", request.namespace.clone());
+            span.set("mecha.app_id", request.id.clone());
+        }
         let answer = match tokio::time::timeout(2 * REQUEST_LIMIT, self.sign(&request)).await {
             Ok(answer) => answer,
             Err(_) => Err(Refusal::new(Reason::Unavailable, "the API server did not answer in time; try again")),
@@ -121,10 +129,13 @@ impl Ca for Service {
         match answer {
             Ok(response) => {
                 self.metrics.issued();
+                span.set("mecha.outcome", "issued");
                 Ok(tonic::Response::new(response))
             }
             Err(refusal) => {
                 self.metrics.refused(refusal.reason);
+                span.set("mecha.outcome", refusal.reason.word());
+                span.fail("no certificate was issued");
                 tracing::info!(
                     app_id = request.id,
                     namespace = request.namespace,

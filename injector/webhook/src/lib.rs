@@ -106,7 +106,7 @@ pub async fn run(options: Options, role: Role) -> Result<(), RunError> {
 
     // The server ends last: API servers and Services notice late that a replica goes.
     let stop = CancellationToken::new();
-    let webhook = Webhook::new(config, metrics).serve(listener, serving, stop.clone());
+    let webhook = Webhook::new(config, metrics, options.tracer.clone()).serve(listener, serving, stop.clone());
     let stopping = role.tasks.stopping().clone();
     let linger = options.linger;
     let end = async {

@@ -53,7 +53,7 @@ pub(crate) enum Eviction {
 }
 
 impl Admission {
-    fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Injected => "injected",
             Self::Whole => "whole",

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use mecha_apiserver::Timing;
+use mecha_apiserver::trace::Tracer;
 use mecha_patch::Config;
 
 /// Settings of the role. Plain data; the program maps its flags to it.
@@ -37,6 +38,8 @@ pub struct Options {
     pub lease: Timing,
     /// How long the webhook goes on answering after it was told to stop: as long as others may take to notice.
     pub linger: Duration,
+    /// Makes the spans of admissions.
+    pub tracer: Tracer,
 }
 
 /// How the API server reaches the webhook.
@@ -117,6 +120,7 @@ impl Default for Options {
             services: true,
             lease: Timing::default(),
             linger: Duration::from_secs(5),
+            tracer: Tracer::off(),
         }
     }
 }

@@ -48,6 +48,8 @@ pub struct Answer {
     pub verdict: Verdict,
     /// The pod or workload, as `namespace/name`; the name may be the beginning of one.
     pub name: String,
+    /// The app id that its sidecar gets; empty where there is none.
+    pub app_id: String,
     /// Fields of the pod that are wrong; without their content, fit for a log.
     pub fields: Vec<String>,
 }
@@ -88,14 +90,14 @@ pub fn answer(body: &[u8], config: &Config) -> Result<Answer, Unreadable> {
     }
     Ok(match (kind, text("/request/operation")) {
         (["", "v1", "Pod"], "CREATE") => match inject(object, namespace, config) {
-            Ok(injection) => said.injected(&injection),
+            Ok(injection) => said.injected(injection),
             Err(denied) => said.denied(&denied),
         },
         ([group, "v1", kind], "CREATE" | "UPDATE") => {
             let path = TEMPLATES.iter().find(|(g, k, _)| (*g, *k) == (group, kind)).map(|(_, _, path)| *path);
             let Some(template) = path.and_then(|path| object.pointer(path)) else { return Ok(said.misdirected()) };
             match inject(&first_pod(template, name), namespace, config) {
-                Ok(injection) => said.checked(&injection),
+                Ok(injection) => said.checked(injection),
                 Err(denied) => said.denied(&denied),
             }
         }
@@ -123,25 +125,25 @@ struct Said<'a> {
 }
 
 impl Said<'_> {
-    fn injected(self, injection: &Injection) -> Answer {
+    fn injected(self, injection: Injection) -> Answer {
         let verdict = match (injection.opted_in, injection.patch.is_empty()) {
             (false, _) => Verdict::NotAsked,
             (true, true) => Verdict::Whole,
             (true, false) => Verdict::Injected,
         };
-        let mut response = self.allowed(injection);
+        let mut response = self.allowed(&injection);
         if !injection.patch.is_empty() {
             response["patchType"] = json!("JSONPatch");
             // Operations are strings and JSON values, which always have a form as bytes.
             response["patch"] = json!(STANDARD.encode(serde_json::to_vec(&injection.patch).unwrap_or_default()));
         }
-        self.finish(response, verdict, Vec::new())
+        self.finish(response, verdict, app_id(injection.pod), Vec::new())
     }
 
-    fn checked(self, injection: &Injection) -> Answer {
+    fn checked(self, injection: Injection) -> Answer {
         let verdict = if injection.opted_in { Verdict::Checked } else { Verdict::NotAsked };
-        let response = self.allowed(injection);
-        self.finish(response, verdict, Vec::new())
+        let response = self.allowed(&injection);
+        self.finish(response, verdict, app_id(injection.pod), Vec::new())
     }
 
     fn allowed(&self, injection: &Injection) -> Value {
@@ -177,7 +179,7 @@ impl Said<'_> {
             },
         });
         let fields = denied.problems.iter().map(|problem| problem.field.clone()).collect();
-        self.finish(response, Verdict::Denied, fields)
+        self.finish(response, Verdict::Denied, String::new(), fields)
     }
 
     fn misdirected(self) -> Answer {
@@ -188,12 +190,20 @@ impl Said<'_> {
             "allowed": false,
             "status": {"status": "Failure", "code": 400, "reason": "BadRequest", "message": message},
         });
-        self.finish(response, Verdict::Misdirected, Vec::new())
+        self.finish(response, Verdict::Misdirected, String::new(), Vec::new())
     }
 
-    fn finish(self, response: Value, verdict: Verdict, fields: Vec<String>) -> Answer {
+    fn finish(self, response: Value, verdict: Verdict, app_id: String, fields: Vec<String>) -> Answer {
         let review = json!({"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response});
-        Answer { body: review.to_string().into_bytes(), verdict, name: self.name, fields }
+        Answer { body: review.to_string().into_bytes(), verdict, name: self.name, app_id, fields }
+    }
+}
+
+/// The app id of a pod that was injected, which its label says.
+fn app_id(mut pod: Value) -> String {
+    match pod.pointer_mut("/metadata/labels/dapr.io~1app-id").map(Value::take) {
+        Some(Value::String(app_id)) => app_id,
+        _ => String::new(),
     }
 }
 

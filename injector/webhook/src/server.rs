@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use mecha_apiserver::trace::{Mode, Span, SpanKind, Tracer};
 use mecha_patch::Config;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
@@ -52,6 +53,7 @@ struct Shared {
     config: Arc<ArcSwap<Config>>,
     turns: Semaphore,
     metrics: Metrics,
+    tracer: Tracer,
 }
 
 /// Why a request gets no AdmissionReview.
@@ -62,8 +64,8 @@ struct Refusal {
 }
 
 impl Webhook {
-    pub(crate) fn new(config: Arc<ArcSwap<Config>>, metrics: Metrics) -> Self {
-        Self { shared: Arc::new(Shared { config, turns: Semaphore::new(REQUESTS), metrics }) }
+    pub(crate) fn new(config: Arc<ArcSwap<Config>>, metrics: Metrics, tracer: Tracer) -> Self {
+        Self { shared: Arc::new(Shared { config, turns: Semaphore::new(REQUESTS), metrics, tracer }) }
     }
 
     /// Serves until `stop` fires, then answers what has been asked.
@@ -110,10 +112,12 @@ impl Webhook {
 
     async fn handle(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let started = Instant::now();
-        let answer = match self.review(request).await {
+        let mut span = self.span(request.headers());
+        let answer = match self.review(request, &mut span).await {
             Ok(response) => response,
             Err(refusal) => {
                 self.shared.metrics.admission(refusal.result);
+                span.fail(refusal.result.label());
                 tracing::debug!(status = refusal.status.as_u16(), reason = refusal.message, "a request was refused");
                 respond(refusal.status, "text/plain; charset=utf-8", refusal.message.into_bytes())
             }
@@ -122,7 +126,18 @@ impl Webhook {
         answer
     }
 
-    async fn review(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
+    /// The span of an admission, below that of the API server where it has one.
+    fn span(&self, headers: &HeaderMap) -> Span {
+        let tracer = &self.shared.tracer;
+        if tracer.mode() == Mode::Off {
+            return Span::default();
+        }
+        let text = |name| headers.get(name)?.to_str().ok();
+        let caller = tracer.extract(text("traceparent"), text("tracestate"), None);
+        tracer.start(SpanKind::Server, caller.as_ref(), || "admit pod")
+    }
+
+    async fn review(&self, request: Request<Incoming>, span: &mut Span) -> Result<Response<Full<Bytes>>, Refusal> {
         check(request.method(), request.uri().path(), request.headers())?;
         let Ok(_turn) = self.shared.turns.try_acquire() else {
             let message = format!("{REQUESTS} pods are being injected at this moment; create this one again");
@@ -154,14 +169,25 @@ impl Webhook {
             }
             verdict => tracing::debug!(name = answer.name, ?verdict, "a pod or workload was looked at"),
         }
-        self.shared.metrics.admission(match answer.verdict {
+        let outcome = match answer.verdict {
             Verdict::Injected => Admission::Injected,
             Verdict::Whole => Admission::Whole,
             Verdict::NotAsked => Admission::NotAsked,
             Verdict::Denied => Admission::Denied,
             Verdict::Checked => Admission::Checked,
             Verdict::Misdirected => Admission::Misdirected,
-        });
+        };
+        self.shared.metrics.admission(outcome);
+        if outcome == Admission::NotAsked {
+            std::mem::take(span).discard();
+        } else if span.is_recording() {
+            let (namespace, name) = answer.name.split_once('/').unwrap_or_default();
+            span.set("mecha.namespace", namespace.to_owned());
+            span.set("mecha.name", name.to_owned());
+            span.set("mecha.app_id", answer.app_id);
+            span.set("mecha.outcome", outcome.label());
+            span.set("mecha.fields", answer.fields.join(", "));
+        }
         Ok(respond(StatusCode::OK, "application/json", answer.body))
     }
 }
