@@ -179,6 +179,22 @@ fn a_stolen_token_of_a_role_opens_nothing_else() {
     }
 }
 
+#[test]
+fn what_the_roles_of_one_cluster_have_opens_nothing_in_another() {
+    let (Some(here), Some(there)) = (server(), Kubernetes::start()) else { return };
+    for role in ["hub", "agent", "injector"] {
+        let token = format!("--token={}", here.token_of(NAMESPACE, &format!("mecha-{role}")));
+        let asks = |server: &Kubernetes, what: &[&str]| server.kubectl_refused(&[&[token.as_str()], what].concat());
+        // At home it is known, and refused what is not its own.
+        let refused = asks(&here, &["-n", "default", "get", "configmaps"]).unwrap_err();
+        assert!(refused.contains("Forbidden") && refused.contains(&format!("mecha-{role}")), "{refused}");
+        for what in [&["get", "--raw", "/version"][..], &["-n", "default", "get", "secrets"]] {
+            let refused = asks(&there, what).unwrap_err();
+            assert!(refused.contains("Unauthorized") || refused.contains("must be logged in"), "{role}: {refused}");
+        }
+    }
+}
+
 const CLUSTER: &str = "
 apiVersion: mecha.dev/v1alpha1
 kind: MemberCluster
