@@ -83,6 +83,12 @@ pub struct Logging {
     shared: Arc<Shared>,
 }
 
+/// What was lost on the way to the output, for the metrics.
+#[derive(Clone, Debug)]
+pub struct LogLosses {
+    shared: Arc<Shared>,
+}
+
 #[derive(Debug)]
 struct Shared {
     level: AtomicU8,
@@ -156,9 +162,9 @@ impl Logging {
         self.shared.queue.dropped()
     }
 
-    /// Counts lost lines in `mecha_log_dropped_total`, those so far included.
-    pub fn count_dropped(&self, metrics: &Metrics) {
-        self.shared.queue.count_to(metrics.counter(Metric::LogDroppedTotal, &[]));
+    /// The way to count lost lines in the metrics.
+    pub fn losses(&self) -> LogLosses {
+        LogLosses { shared: Arc::clone(&self.shared) }
     }
 
     /// Waits until all lines queued so far are written. `false`: not in time.
@@ -177,6 +183,14 @@ impl Logging {
             tracing::error!(target: "dapr.runtime", place, "panic: {text}");
             shared.queue.flush(DROP_FLUSH);
         }));
+    }
+}
+
+impl LogLosses {
+    /// Brings `mecha_log_dropped_total` up to date. Asked for at each scrape: the counter is then
+    /// that of the metrics in force, which reloads replace.
+    pub fn count_in(&self, metrics: &Metrics) {
+        metrics.counter(Metric::LogDroppedTotal, &[]).add(self.shared.queue.news());
     }
 }
 

@@ -1,12 +1,11 @@
 //! Bounded hand-over of finished lines to the thread that writes them.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mecha_core::metrics::Counter;
 use parking_lot::{Condvar, Mutex};
 
 /// Bytes that may wait. About ten thousand lines: a reader that is this far
@@ -26,7 +25,8 @@ struct Inner {
     filled: Condvar,
     written: Condvar,
     dropped: AtomicU64,
-    counter: OnceLock<Counter>,
+    /// Of those, how many [`Queue::news`] has told.
+    told: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ impl Queue {
             filled: Condvar::new(),
             written: Condvar::new(),
             dropped: AtomicU64::new(0),
-            counter: OnceLock::new(),
+            told: AtomicU64::new(0),
         });
         let writer = Arc::clone(&inner);
         thread::Builder::new().name("mecha-log".into()).stack_size(128 << 10).spawn(move || writer.write(output))?;
@@ -72,12 +72,10 @@ impl Queue {
         self.0.dropped.load(Ordering::Relaxed)
     }
 
-    /// Counts losses there too, those so far included. Only the first counter is taken.
-    pub(super) fn count_to(&self, counter: Counter) {
-        let before = self.dropped();
-        if self.0.counter.set(counter.clone()).is_ok() {
-            counter.add(before);
-        }
+    /// Lines lost since the last call. Each is told once, however many ask at a time.
+    pub(super) fn news(&self) -> u64 {
+        let dropped = self.dropped();
+        dropped.saturating_sub(self.0.told.fetch_max(dropped, Ordering::Relaxed))
     }
 
     pub(super) fn flush(&self, limit: Duration) -> bool {
@@ -102,9 +100,6 @@ impl Drop for Queue {
 impl Inner {
     fn lose(&self, lines: u64) {
         self.dropped.fetch_add(lines, Ordering::Relaxed);
-        if let Some(counter) = self.counter.get() {
-            counter.add(lines);
-        }
     }
 
     fn write(&self, mut output: Box<dyn Write + Send>) {
@@ -215,9 +210,9 @@ mod tests {
         let queue = Queue::start(Box::new(Broken)).unwrap();
         queue.push(b"a\nb\n");
         assert!(queue.flush(Duration::from_secs(20)));
-        assert_eq!(queue.dropped(), 2);
+        assert_eq!((queue.dropped(), queue.news(), queue.news()), (2, 2, 0));
         queue.push(b"c\n");
         assert!(queue.flush(Duration::from_secs(20)));
-        assert_eq!(queue.dropped(), 3);
+        assert_eq!((queue.dropped(), queue.news(), queue.news()), (3, 1, 0));
     }
 }

@@ -30,6 +30,7 @@ use crate::cli::{self, Mode, Options};
 use crate::handover::{self, Departure, Door, House, Inherited};
 use crate::http::public;
 use crate::identity::{self, Workload};
+use crate::logging::LogLosses;
 use crate::peer::Connected;
 use crate::ports::{self, Listener as Bound, Listeners};
 use crate::serve::{Listener, ServerLimits, serve_each, serve_until};
@@ -148,7 +149,7 @@ impl Signals {
 }
 
 /// Runs the daemon: over sockets of its own, or over those of the daemon that it replaces.
-pub(super) async fn run(options: Options) -> ExitCode {
+pub(super) async fn run(options: Options, log_losses: LogLosses) -> ExitCode {
     // Before anything slow: a taken port is a clear error at once.
     let (mut predecessor, inherited) = match &options.handover {
         Some(path) if options.takeover => match handover::take_over(path, &options).await {
@@ -189,6 +190,7 @@ pub(super) async fn run(options: Options) -> ExitCode {
         options: Arc::new(options),
         health: health.clone(),
         workload,
+        log_losses,
     };
     let source = match source::open(&fix.options, fix.vars(), fix.workload.clone()) {
         Ok(source) => source,
@@ -467,12 +469,14 @@ fn start(fix: &Fixtures, listeners: Listeners, live: &Arc<Live>) -> io::Result<S
     serve_peers(&servers.peers, Listener::Tcp(tcp(internal)?), fix.workload.as_ref(), live, grpc_limits);
     if let Some(listener) = metrics {
         tracing::info!(target: "dapr.metrics", "metrics server started on {}", listener.local_addr()?);
-        let (live, workload) = (live.clone(), fix.workload.clone());
+        let (live, workload, log_losses) = (live.clone(), fix.workload.clone(), fix.log_losses.clone());
         let scrape: Arc<dyn Fn() -> String + Send + Sync> = Arc::new(move || {
             if let Some(workload) = &workload {
                 workload.refresh();
             }
-            Metrics::encode(&live.current.load().core.metrics)
+            let runtime = live.current.load();
+            log_losses.count_in(&runtime.core.metrics);
+            Metrics::encode(&runtime.core.metrics)
         });
         let stop = servers.metrics.closing.clone();
         servers.metrics.tasks.spawn("metrics server", async move {

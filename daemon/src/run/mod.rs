@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime as Tokio};
 
 use crate::cli::{self, Action, Env, Options};
-use crate::logging::{LogIdentity, Logging};
+use crate::logging::{LogIdentity, LogLosses, Logging};
 
 /// What `--wait` waits at most.
 const WAIT_LIMIT: Duration = Duration::from_secs(60);
@@ -91,12 +91,12 @@ fn run(options: Options) -> ExitCode {
         }
     };
     logging.report_panics();
-    let code = logged(options);
+    let code = logged(options, logging.losses());
     logging.flush(FLUSH_LIMIT);
     code
 }
 
-fn logged(options: Options) -> ExitCode {
+fn logged(options: Options, losses: LogLosses) -> ExitCode {
     for warning in options.warnings.iter().chain(&options.env.warnings) {
         tracing::warn!(target: "dapr.runtime", "{warning}");
     }
@@ -109,7 +109,7 @@ fn logged(options: Options) -> ExitCode {
         Ok(tokio) => tokio,
         Err(e) => return fatal(&format!("starting the async runtime failed: {e}")),
     };
-    let code = tokio.block_on(live::run(options));
+    let code = tokio.block_on(live::run(options, losses));
     // Blocking work that is stuck must not hold the exit up.
     tokio.shutdown_timeout(Duration::from_millis(200));
     code

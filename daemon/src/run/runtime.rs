@@ -27,6 +27,7 @@ use crate::cli::{self, BoundPorts, Options};
 use crate::grpc::{GrpcOptions, GrpcService, router};
 use crate::http::{Cors, HttpApi, HttpOptions};
 use crate::identity::{PeerDial, Workload};
+use crate::logging::LogLosses;
 use crate::peer::{Client, Dial, PeerServer, Pool, PoolSettings, TcpDial};
 use crate::proxy::{GrpcProxy, OwnApp, ProxyApp};
 use crate::telemetry::Telemetry;
@@ -75,6 +76,8 @@ pub(super) struct Fixtures {
     pub(super) health: Arc<Health>,
     /// Who this process is to peers and control plane; `None` where neither asks.
     pub(super) workload: Option<Arc<Workload>>,
+    /// Log lines that never got out, for the metrics.
+    pub(super) log_losses: LogLosses,
 }
 
 impl Fixtures {
