@@ -9,6 +9,7 @@ use mecha_components_api::{
     BuildCx, CancellationToken, Changes, Component, ConfigErrors, ConfigItem, ConfigurationStore, Error, ErrorKind,
     Field, FieldType, Metadata, Prepared, Registration, Result,
 };
+use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio_postgres::types::Type;
 
@@ -147,16 +148,15 @@ pub(crate) fn numeric(version: &str) -> i64 {
 
 /// A JSON object of texts; other values as their JSON text.
 pub(crate) fn metadata(json: &str) -> BTreeMap<String, String> {
-    let Ok(serde_json::Value::Object(map)) = serde_json::from_str(json) else { return BTreeMap::new() };
-    map.into_iter().map(|(k, v)| (k, plain(v))).collect()
+    let members: BTreeMap<String, &RawValue> = serde_json::from_str(json).unwrap_or_default();
+    members.into_iter().map(|(k, v)| (k, plain(v))).collect()
 }
 
-/// The text of a string; the JSON text of everything else.
-pub(crate) fn plain(value: serde_json::Value) -> String {
-    match value {
-        serde_json::Value::String(text) => text,
-        serde_json::Value::Null => String::new(),
-        other => other.to_string(),
+/// The text of a string; the JSON text of everything else, with the digits that it has.
+pub(crate) fn plain(value: &RawValue) -> String {
+    match value.get() {
+        "null" => String::new(),
+        text => serde_json::from_str(text).unwrap_or_else(|_| text.to_owned()),
     }
 }
 

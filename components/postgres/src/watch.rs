@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use mecha_components_api::{Changes, ConfigItem, Result};
-use serde_json::Value as Json;
+use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -294,16 +294,17 @@ fn backwards(old: &ConfigItem, new: &ConfigItem) -> bool {
 
 /// Key, item if the payload has a value, and whether the row was deleted.
 fn parse(payload: &str) -> Option<(String, Option<ConfigItem>, bool)> {
-    let json: Json = serde_json::from_str(payload).ok()?;
-    let deleted = json.get("action").and_then(Json::as_str).is_some_and(|a| a.eq_ignore_ascii_case("DELETE"));
+    let members: BTreeMap<String, &RawValue> = serde_json::from_str(payload).ok()?;
+    let deleted = members.get("action").is_some_and(|action| plain(action).eq_ignore_ascii_case("DELETE"));
+    let data: BTreeMap<String, &RawValue> = serde_json::from_str(members.get("data")?.get()).ok()?;
     let mut key = None;
     let (mut item, mut complete) = (ConfigItem::default(), false);
-    for (name, value) in json.get("data")?.as_object()? {
+    for (name, value) in data {
         match name.to_ascii_lowercase().as_str() {
-            "key" => key = value.as_str().map(str::to_owned),
-            "value" => (item.value, complete) = (plain(value.clone()), true),
-            "version" => item.version = plain(value.clone()),
-            "metadata" => item.metadata = metadata(&value.to_string()),
+            "key" => key = serde_json::from_str::<String>(value.get()).ok(),
+            "value" => (item.value, complete) = (plain(value), true),
+            "version" => item.version = plain(value),
+            "metadata" => item.metadata = metadata(value.get()),
             _ => {}
         }
     }
@@ -359,6 +360,16 @@ mod tests {
         assert!(known.one_differs("a", Changes::new(), true).is_empty());
         // Written again, it may begin with a low version.
         assert_eq!(known.next(&payload("a", "1", "1"), &[]), Next::Send(changes(&[("a", item("1", "1"))])));
+    }
+
+    #[test]
+    fn numbers_keep_their_digits() {
+        let payload = r#"{"data":{"key":"a","value":0.10,"version":3,
+            "metadata":{"n":5.0142262577893e-311,"big":123456789012345678901,"s":"x","none":null}}}"#;
+        let (_, item, _) = parse(payload).unwrap();
+        let metadata = [("big", "123456789012345678901"), ("n", "5.0142262577893e-311"), ("none", ""), ("s", "x")];
+        let metadata = metadata.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        assert_eq!(item, Some(ConfigItem { value: "0.10".into(), version: "3".into(), metadata }));
     }
 
     #[test]

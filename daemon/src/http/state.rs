@@ -130,9 +130,8 @@ pub(super) async fn bulk_get(
 
 /// Writes one item by hand, because the stored JSON text must go out byte for byte.
 fn write_bulk_item(out: &mut Vec<u8>, item: &BulkItem) {
-    let quoted = |text: &str| serde_json::Value::from(text).to_string();
     out.extend_from_slice(b"{\"key\":");
-    out.extend_from_slice(quoted(&item.key).as_bytes());
+    push_text(out, &item.key);
     let mut error = None;
     match &item.result {
         Ok(Some(found)) => {
@@ -145,11 +144,11 @@ fn write_bulk_item(out: &mut Vec<u8>, item: &BulkItem) {
             }
             if let Some(etag) = &found.etag {
                 out.extend_from_slice(b",\"etag\":");
-                out.extend_from_slice(quoted(etag).as_bytes());
+                push_text(out, etag);
             }
             if let Some(expires) = found.expires {
                 out.extend_from_slice(b",\"metadata\":{\"ttlExpireTime\":");
-                out.extend_from_slice(quoted(&rfc3339(expires)).as_bytes());
+                push_text(out, &rfc3339(expires));
                 out.push(b'}');
             }
         }
@@ -158,7 +157,7 @@ fn write_bulk_item(out: &mut Vec<u8>, item: &BulkItem) {
     }
     if let Some(e) = error {
         out.extend_from_slice(b",\"error\":");
-        out.extend_from_slice(quoted(&e).as_bytes());
+        push_text(out, &e);
     }
     out.push(b'}');
 }
@@ -214,16 +213,36 @@ pub(super) async fn query(
     if reply.hits.is_empty() {
         return Ok(no_content());
     }
-    let results: Vec<_> = reply
-        .hits
-        .iter()
-        .map(|hit| {
-            let data: serde_json::Value = serde_json::from_slice(&hit.item.value).unwrap_or_default();
-            serde_json::json!({"key": hit.key, "data": data, "etag": hit.item.etag})
-        })
-        .collect();
-    Ok(super::respond::json_value(
-        StatusCode::OK,
-        &serde_json::json!({"results": results, "token": reply.token, "metadata": {}}),
-    ))
+    let mut out = Vec::with_capacity(64 + reply.hits.len() * 64);
+    out.extend_from_slice(b"{\"metadata\":{},\"results\":[");
+    for (i, hit) in reply.hits.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write_hit(&mut out, &hit.key, &hit.item);
+    }
+    out.extend_from_slice(b"],\"token\":");
+    push_text(&mut out, &reply.token);
+    out.push(b'}');
+    Ok(json(StatusCode::OK, out))
+}
+
+/// One item that a query found, its stored JSON text byte for byte.
+fn write_hit(out: &mut Vec<u8>, key: &str, item: &Item) {
+    out.extend_from_slice(b"{\"data\":");
+    // What is no JSON cannot stand here.
+    let data = serde_json::from_slice::<&RawValue>(&item.value).map_or("null", RawValue::get);
+    out.extend_from_slice(data.as_bytes());
+    out.extend_from_slice(b",\"etag\":");
+    match &item.etag {
+        Some(etag) => push_text(out, etag),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.extend_from_slice(b",\"key\":");
+    push_text(out, key);
+    out.push(b'}');
+}
+
+fn push_text(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(serde_json::Value::from(text).to_string().as_bytes());
 }
