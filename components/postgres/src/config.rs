@@ -239,7 +239,10 @@ fn mode(name: &str) -> Result<Mode, String> {
         "" | "cache_statement" => Ok(Mode::Cached),
         "cache_describe" | "describe_exec" | "exec" => Ok(Mode::OneShot),
         "simple_protocol" => Ok(Mode::Simple),
-        other => Err(format!("invalid queryExecMode metadata value: {other}")),
+        other => Err(format!(
+            "invalid queryExecMode metadata value: {other}; use cache_statement, or for poolers cache_describe, \
+             describe_exec, exec or simple_protocol"
+        )),
     }
 }
 

@@ -270,7 +270,11 @@ fn hosts(md: &Metadata, errors: &mut ConfigErrors, several: bool) -> Vec<(String
 
 /// `host`, `host:port`, `[v6]` or `[v6]:port`; a bare IPv6 address has no port.
 fn host(text: &str) -> Result<(String, Option<u16>), String> {
-    let malformed = || format!("'redisHost' must look like redis.example:6379, not '{text}'");
+    let malformed = || {
+        // Whoever writes a URL writes the password into it, too.
+        let given = if text.contains('@') { String::new() } else { format!(", not '{text}'") };
+        format!("'redisHost' must look like redis.example:6379, without scheme, user and password{given}")
+    };
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']').ok_or_else(malformed)?;
         (host, if rest.is_empty() { None } else { Some(rest.strip_prefix(':').ok_or_else(malformed)?) })
@@ -353,6 +357,8 @@ mod tests {
         for bad in ["", "a:0", "a:x", "a:70000", ":1", "redis://a", "user@a", "[::1", "[::1]x"] {
             assert!(hosts(&[("redisHost", bad)]).is_err(), "{bad}");
         }
+        let message = hosts(&[("redisHost", "redis://joe:hunter2@redis.example:6379")]).unwrap_err();
+        assert!(message.contains("redis.example:6379") && !message.contains("hunter2"), "{message}");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use mecha_components_api::{
-    BuildCx, ConfigErrors, ConfigurationStore, Error, InputBinding, LockStore, Lookup, Metadata, OutputBinding,
-    Prepared, PubSub, Registration, Registry, SecretStore, StateStore,
+    BuildCx, ConfigErrors, ConfigurationStore, Error, Field, FieldType, InputBinding, LockStore, Lookup, Metadata,
+    OutputBinding, Prepared, PubSub, Registration, Registry, SecretStore, StateStore,
 };
 use mecha_resources::{Component, ValueSource};
 
@@ -20,6 +20,9 @@ use crate::store::{
     Block, ConfigurationHandle, Handle, Info, InputHandle, LockHandle, OutputHandle, PubSubHandle, SecretHandle,
     Snapshot, StateHandle, StateRules, TopicRules,
 };
+
+/// Longest value that is repeated in a message.
+const LONGEST_SHOWN: usize = 32;
 
 const STATE_KEYS: &[&str] = &[
     "keyPrefix",
@@ -485,7 +488,7 @@ impl Loader {
                 known.join(", ")
             );
         }
-        (reg.prepare)(md, version).map_err(|e: ConfigErrors| Failure::init(component, e, true))
+        (reg.prepare)(md, version).map_err(|e| Failure::init(component, mistakes(&e, reg.fields, component), true))
     }
 
     async fn build<C: ?Sized + 'static>(
@@ -505,6 +508,28 @@ impl Loader {
         let (out, inb) = (policies.outbound(kind, name), policies.inbound(kind, name));
         Ops::new(&self.core.metrics, block, name, out, inb)
     }
+}
+
+/// The mistakes, each with the wrong value where that cannot be a secret: numbers, durations and
+/// sizes that stand in the document itself.
+fn mistakes(errors: &ConfigErrors, fields: &[Field], component: &Component) -> String {
+    let has_number = |ty| matches!(ty, FieldType::Integer | FieldType::Duration | FieldType::Quantity);
+    let given = |key: &str| {
+        let is_named = |name: &str| name.eq_ignore_ascii_case(key);
+        let field = fields.iter().find(|f| is_named(f.name) || f.aliases.iter().any(|a| is_named(a)))?;
+        let item = component.metadata.iter().rfind(|item| is_named(&item.name))?;
+        match &item.value {
+            ValueSource::Plain(text) if has_number(field.ty) && !field.secret => {
+                Some(text.expose()).filter(|text| (1..=LONGEST_SHOWN).contains(&text.len()))
+            }
+            _ => None,
+        }
+    };
+    let texts = errors.list().iter().map(|e| match given(&e.field) {
+        Some(value) => format!("{} (given: '{}')", e.message, value.escape_debug()),
+        None => e.message.clone(),
+    });
+    texts.collect::<Vec<_>>().join("; ")
 }
 
 fn names<const N: usize>(capabilities: [(bool, &'static str); N]) -> Vec<&'static str> {
