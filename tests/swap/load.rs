@@ -189,9 +189,33 @@ impl Events {
         (Self { seen, acked: Arc::default(), dead }, builder)
     }
 
+    /// An app that takes the events of input binding `name`.
+    pub(crate) fn source(builder: HttpAppBuilder, name: &str) -> (Self, HttpAppBuilder) {
+        let seen = Arc::new(Mutex::new(BTreeMap::<u64, u32>::new()));
+        let taken = seen.clone();
+        let builder = builder.on(&format!("OPTIONS /{name}"), Answer::status(200)).on_call(
+            &format!("POST /{name}"),
+            move |call| {
+                let id = call.json()["id"].as_u64().unwrap();
+                *taken.lock().entry(id).or_default() += 1;
+                async { Answer::status(200) }
+            },
+        );
+        (Self { seen, acked: Arc::default(), dead: Arc::default() }, builder)
+    }
+
     /// Publishes to `topic` at a steady rate.
     pub(crate) fn publish(&self, port: u16, rate: u64, pubsub: &str, topic: &str) -> Load {
-        let path = format!("/v1.0/publish/{pubsub}/{topic}");
+        self.send(port, rate, format!("/v1.0/publish/{pubsub}/{topic}"), |id| format!(r#"{{"id":{id}}}"#))
+    }
+
+    /// Calls output binding `name` at a steady rate.
+    pub(crate) fn create(&self, port: u16, rate: u64, name: &str) -> Load {
+        let body = |id| format!(r#"{{"operation":"create","data":{{"id":{id}}}}}"#);
+        self.send(port, rate, format!("/v1.0/bindings/{name}"), body)
+    }
+
+    fn send(&self, port: u16, rate: u64, path: String, body: impl Fn(u64) -> String + Send + Sync + 'static) -> Load {
         let acked = self.acked.clone();
         Load::start(port, rate, move |id| {
             let acked = acked.clone();
@@ -201,13 +225,18 @@ impl Events {
                 }
                 status == 204
             };
-            Ask { method: "POST", path: path.clone(), body: format!(r#"{{"id":{id}}}"#), right: Box::new(right) }
+            Ask { method: "POST", path: path.clone(), body: body(id), right: Box::new(right) }
         })
     }
 
     /// How many events the app has.
     pub(crate) fn taken(&self) -> usize {
         self.seen.lock().len()
+    }
+
+    /// How many events came again.
+    pub(crate) fn again(&self) -> u32 {
+        self.seen.lock().values().map(|n| n - 1).sum()
     }
 
     /// Waits until the app has all that was acknowledged.
@@ -224,7 +253,7 @@ impl Events {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let lost = missing();
-        let again: u32 = self.seen.lock().values().map(|n| n - 1).sum();
+        let again = self.again();
         let acked = self.acked.lock().len();
         println!("{what}: {acked} events acknowledged, {} lost, {again} delivered again", lost.len());
         assert!(lost.is_empty(), "{what}: {} of {acked} lost: {:?}", lost.len(), &lost[..lost.len().min(20)]);

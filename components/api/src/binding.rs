@@ -30,6 +30,10 @@ pub struct BindingEvent {
 /// The runtime's side of an input binding.
 #[async_trait]
 pub trait OnBindingEvent: Send + Sync + 'static {
+    /// What is written from now on will come, although the source does not read yet: [`Self::attached`]
+    /// follows once it does.
+    fn secured(&self) {}
+
     /// The source is attached; called again after each reconnect.
     fn attached(&self) {}
 

@@ -35,7 +35,7 @@ pub use error::{Error, ErrorKind, Result, Retry};
 pub use lock::{FencedLock, LockStore, Unlocked};
 pub use metadata::{ConfigErrors, FieldError, Metadata, did_you_mean, parse_bool, parse_go_duration, parse_quantity};
 pub use pubsub::{
-    BulkPublish, BulkReply, Deliver, Delivery, FailedEntry, PubSub, PubSubCaps, Publish, Subscribe, Verdict,
+    BulkPublish, BulkReply, Deliver, Delivery, FailedEntry, PubSub, PubSubCaps, Publish, Subscribe, Trial, Verdict,
 };
 pub use registry::{Field, FieldType, Lookup, Prepare, Prepared, Registration, Registry};
 pub use resolver::{Instance, NameResolver, Target};

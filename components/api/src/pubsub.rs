@@ -73,6 +73,10 @@ pub enum Verdict {
 /// The runtime's side of a subscription.
 #[async_trait]
 pub trait Deliver: Send + Sync + 'static {
+    /// The broker keeps what is published from now on for the subscription, which does not read yet:
+    /// [`Self::attached`] follows once it does. For brokers that are slow to let a reader in.
+    fn secured(&self) {}
+
     /// The subscription is in place at the broker; called again after each reconnect.
     fn attached(&self) {}
 
@@ -99,6 +103,21 @@ pub trait PubSub: Component {
     fn bulk(&self) -> Option<&dyn BulkPublish> {
         None
     }
+
+    /// Topics to try the broker with.
+    fn trial(&self) -> Option<&dyn Trial> {
+        None
+    }
+}
+
+/// Topics that are made to try a broker, and leave nothing behind.
+#[async_trait]
+pub trait Trial: Send + Sync {
+    /// Makes a topic, where that is not done by using it.
+    async fn make(&self, topic: &str) -> Result<()>;
+
+    /// Removes a topic with all that it holds, and what the broker keeps of those who read it. Nobody reads it any more.
+    async fn remove(&self, topic: &str) -> Result<()>;
 }
 
 /// One entry that a batch could not store.

@@ -177,6 +177,7 @@ impl InputBinding for KafkaInput {
             to: Arc::new(Events(to)),
             stop,
             closed: self.closed.clone(),
+            gate: Arc::default(),
         };
         subscription.run().await;
         Ok(())
@@ -185,6 +186,10 @@ impl InputBinding for KafkaInput {
 
 #[async_trait]
 impl Deliver for Events {
+    fn secured(&self) {
+        self.0.secured();
+    }
+
     fn attached(&self) {
         self.0.attached();
     }

@@ -288,7 +288,8 @@ impl KafkaConfig {
         self.assignment.substitute.then_some(self.assignment.strategy)
     }
 
-    fn client(&self) -> ClientConfig {
+    /// What all clients have in common.
+    pub(crate) fn client(&self) -> ClientConfig {
         let mut c = ClientConfig::new();
         c.set_log_level(RDKafkaLogLevel::Warning);
         c.set("bootstrap.servers", self.brokers.join(","))

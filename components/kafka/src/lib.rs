@@ -26,6 +26,7 @@ mod schemas;
 mod sigv4;
 mod subscription;
 mod tokens;
+mod trial;
 mod unverified;
 
 use mecha_components_api::Registry;

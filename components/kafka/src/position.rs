@@ -4,11 +4,15 @@
 //! that begins at the newest record must not lose one that is published right after the
 //! subscription says that it is in place, and must find its place again although nothing was
 //! delivered before it stopped.
+//!
+//! They are even fixed before the group is joined, where that can be done: while a group has no
+//! members, anybody may commit for it. From then on nothing that is published can be missed, long
+//! before the group has shared out its partitions.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::stream_consumer::StreamPartitionQueue;
 use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
@@ -18,16 +22,23 @@ use tracing::{debug, info};
 
 use crate::config::Initial;
 use crate::context::{Context, Health, Key, take};
+use crate::error::is_refusal;
 
 /// Longest wait for one answer; questions are asked again.
 const ASK: Duration = Duration::from_secs(2);
-/// Pause before that.
+/// Pauses before that, which grow: a topic that is being created is there soon.
+const ASK_AGAIN_FIRST: Duration = Duration::from_millis(20);
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// How often what a moment heals may fail before it is worth a line in the log.
-const USUAL_TRIES: u32 = 15;
+const USUAL_TRIES: u32 = 18;
+/// Longest time in which positions are fixed before the group is joined without.
+const SECURE: Duration = Duration::from_secs(10);
 
 /// How many partitions each topic had when the subscription began.
 pub(crate) type Layout = HashMap<Arc<str>, i32>;
+
+/// Positions of the group that were found or made before it was joined.
+pub(crate) type Fixed = HashMap<Key, i64>;
 
 /// Partitions of ours with the queues of their records.
 pub(crate) type Taken = Vec<(Key, StreamPartitionQueue<Context>)>;
@@ -59,10 +70,72 @@ impl Asker {
         Some(layout)
     }
 
+    /// Sees to it that whatever is published from now on is within the group's reach, before it is
+    /// joined: each partition has a position, or the group begins at the oldest record anyway. `None`
+    /// when that cannot be done; then the group has to share out its partitions first.
+    pub(crate) fn secure(&self, initial: Initial, layout: &Layout) -> Option<Fixed> {
+        let keys: Vec<Key> =
+            layout.iter().flat_map(|(topic, count)| (0..*count).map(|p| (Arc::clone(topic), p))).collect();
+        let deadline = Instant::now() + SECURE;
+        let mut pause = ASK_AGAIN_FIRST;
+        loop {
+            if self.abort.load(Ordering::SeqCst) {
+                return None;
+            }
+            let e = match self.fix(&keys, initial) {
+                Ok(fixed) => return Some(fixed),
+                Err(e) => e,
+            };
+            match e.rdkafka_error_code().unwrap_or(Code::Unknown) {
+                // It has members already, and takes positions from nobody else.
+                Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress => {
+                    debug!("Kafka: the group has members; positions are fixed once it lets this one in");
+                    return None;
+                }
+                code if is_refusal(code) || Instant::now() >= deadline => {
+                    info!("Kafka: positions are fixed once the group is joined, not before: {e}");
+                    return None;
+                }
+                code => debug!("Kafka: positions are not fixed yet ({code})"),
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(ASK_AGAIN);
+        }
+    }
+
+    /// One attempt at [`Self::secure`]. A position that is there is never replaced: the ends are looked up
+    /// before the positions are, so that another member that fixes them at the same time is promised no less.
+    fn fix(&self, keys: &[Key], initial: Initial) -> Result<Fixed, KafkaError> {
+        let fixed = self.committed(keys)?;
+        if fixed.len() == keys.len() || initial == Initial::Oldest {
+            return Ok(fixed);
+        }
+        let missing: Vec<Key> = keys.iter().filter(|key| !fixed.contains_key(*key)).cloned().collect();
+        let mut ends = list_of(&missing);
+        ends.set_all_offsets(Offset::End)?;
+        let ends = offsets(&self.consumer.offsets_for_times(ends, ASK)?)?;
+        let mut fixed = self.committed(keys)?;
+        let mut fresh = TopicPartitionList::new();
+        for key in missing.into_iter().filter(|key| !fixed.contains_key(key)).collect::<Vec<_>>() {
+            let end = *ends.get(&key).ok_or(KafkaError::MetadataFetch(Code::UnknownPartition))?;
+            add(&mut fresh, &key.0, key.1, end);
+            fixed.insert(key, end);
+        }
+        if fresh.count() > 0 {
+            self.consumer.commit(&fresh, CommitMode::Sync)?;
+        }
+        Ok(fixed)
+    }
+
+    /// What the group has committed of these partitions.
+    fn committed(&self, keys: &[Key]) -> Result<Fixed, KafkaError> {
+        offsets(&self.consumer.committed_offsets(list_of(keys), ASK)?)
+    }
+
     /// Takes partitions that the group gave us, each from its position. Empty when aborted; the
     /// assignment is answered in any case.
-    pub(crate) fn take(&self, keys: &[Key], initial: Initial, layout: &Layout) -> Taken {
-        let (places, fresh) = self.places(keys, initial, layout).unwrap_or_default();
+    pub(crate) fn take(&self, keys: &[Key], initial: Initial, layout: &Layout, fixed: &Fixed) -> Taken {
+        let (places, fresh) = self.places(keys, initial, layout, fixed).unwrap_or_default();
         let list = if places.count() == keys.len() { &places } else { &list_of(keys) };
         // Before they are taken, so that no record comes another way.
         let queues: Vec<_> = keys
@@ -90,19 +163,20 @@ impl Asker {
         keys: &[Key],
         initial: Initial,
         layout: &Layout,
+        fixed: &Fixed,
     ) -> Option<(TopicPartitionList, TopicPartitionList)> {
-        let committed = self.ask("look up the positions of the group", || {
-            let list = self.consumer.committed_offsets(list_of(keys), ASK)?;
-            list.elements().iter().try_for_each(|e| e.error())?;
-            Ok(list)
-        })?;
+        let committed = self.ask("look up the positions of the group", || self.committed(keys))?;
         let (mut places, mut fresh) = (TopicPartitionList::new(), TopicPartitionList::new());
         for key in keys {
             let (topic, partition) = (key.0.as_ref(), key.1);
-            let known = committed.find_partition(topic, partition).map(|e| e.offset());
-            let offset = match known {
-                Some(Offset::Offset(offset)) => offset,
-                _ => {
+            let offset = match (committed.get(key), fixed.get(key)) {
+                (Some(offset), _) => *offset,
+                // The group has forgotten it since.
+                (None, Some(offset)) => {
+                    add(&mut fresh, topic, partition, *offset);
+                    *offset
+                }
+                (None, None) => {
                     let (first, next) = self.ask("look up the ends of a partition", || {
                         self.consumer.fetch_watermarks(topic, partition, ASK)
                     })?;
@@ -123,7 +197,7 @@ impl Asker {
 
     /// Asks until there is an answer; `None` when aborted.
     fn ask<T>(&self, what: &str, question: impl Fn() -> Result<T, KafkaError>) -> Option<T> {
-        let mut tries = 0_u32;
+        let (mut tries, mut pause) = (0_u32, ASK_AGAIN_FIRST);
         loop {
             if self.abort.load(Ordering::SeqCst) || self.consumer.assignment_lost() {
                 return None;
@@ -136,9 +210,22 @@ impl Asker {
             if tries > USUAL_TRIES || !is_usual(code) {
                 self.health.note(code, &format!("cannot {what}"));
             }
-            std::thread::sleep(ASK_AGAIN);
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(ASK_AGAIN);
         }
     }
+}
+
+/// The offsets of a list; a partition without one is left out.
+fn offsets(list: &TopicPartitionList) -> Result<Fixed, KafkaError> {
+    let mut offsets = Fixed::with_capacity(list.count());
+    for element in list.elements() {
+        element.error()?;
+        if let Offset::Offset(offset) = element.offset() {
+            offsets.insert((element.topic().into(), element.partition()), offset);
+        }
+    }
+    Ok(offsets)
 }
 
 /// Expected for a moment: the topic is being created, the coordinator chosen.

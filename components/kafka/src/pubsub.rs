@@ -5,14 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use mecha_components_api::{
     BuildCx, BulkPublish, BulkReply, CancellationToken, Component, ConfigErrors, Deliver, Field, FieldType, Metadata,
-    Prepared, PubSub, PubSubCaps, Publish, Registration, Result, Subscribe,
+    Prepared, PubSub, PubSubCaps, Publish, Registration, Result, Subscribe, Trial,
 };
 
 use crate::config::{KafkaConfig, kafka_fields};
 use crate::producer::Producer;
 use crate::record::{Outgoing, check_topic};
 use crate::schemas;
-use crate::subscription::Subscription;
+use crate::subscription::{Gate, Subscription};
 
 /// Most records of one partition at an app that takes bulk deliveries.
 const LARGEST_BATCH: usize = 1000;
@@ -35,12 +35,13 @@ struct PreparedKafka(KafkaConfig);
 
 /// The broker.
 #[derive(Debug)]
-struct KafkaPubSub {
-    config: Arc<KafkaConfig>,
-    component: Arc<str>,
+pub(crate) struct KafkaPubSub {
+    pub(crate) config: Arc<KafkaConfig>,
+    pub(crate) component: Arc<str>,
     group: Arc<str>,
     producer: Producer,
     closed: CancellationToken,
+    gate: Arc<Gate>,
 }
 
 fn prepare(md: &Metadata, _version: &str) -> std::result::Result<Box<dyn Prepared<dyn PubSub>>, ConfigErrors> {
@@ -58,6 +59,7 @@ impl Prepared<dyn PubSub> for PreparedKafka {
             component: Arc::clone(&cx.name),
             producer: Producer::open(Arc::clone(&config), &cx.name).await?,
             closed: CancellationToken::new(),
+            gate: Arc::default(),
             config,
         }))
     }
@@ -104,12 +106,17 @@ impl PubSub for KafkaPubSub {
             to,
             stop,
             closed: self.closed.clone(),
+            gate: Arc::clone(&self.gate),
         };
         subscription.run().await;
         Ok(())
     }
 
     fn bulk(&self) -> Option<&dyn BulkPublish> {
+        Some(self)
+    }
+
+    fn trial(&self) -> Option<&dyn Trial> {
         Some(self)
     }
 }

@@ -12,7 +12,7 @@ use rdkafka::Message;
 use rdkafka::consumer::{Consumer, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::topic_partition_list::Offset;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 use crate::config::KafkaConfig;
 use crate::context::{Change, Context, Health, Key, give_back};
 use crate::partition::{self, Ends, Flow};
-use crate::position::{Asker, Layout, Taken, partitions};
+use crate::position::{Asker, Fixed, Layout, Taken, partitions};
 use crate::producer::apart;
 use crate::schemas::Schemas;
 
@@ -30,6 +30,11 @@ const HANDOVER: Duration = Duration::from_secs(30);
 /// Pauses before a consumer that broke is made anew.
 const ANEW_FIRST: Duration = Duration::from_millis(200);
 const ANEW_LONGEST: Duration = Duration::from_secs(5);
+/// How long the group gets to refuse this member before its positions are relied on, and to take it in: where
+/// another member leaves because this one comes, the group should never be empty.
+const HEARING: Duration = Duration::from_millis(100);
+/// Longest wait for other subscriptions of the component to fix their positions.
+const TOGETHER: Duration = Duration::from_secs(1);
 /// Longest wait for the last commit and the farewell to the group.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -47,6 +52,34 @@ pub(crate) struct Subscription {
     pub(crate) stop: CancellationToken,
     /// The component was closed.
     pub(crate) closed: CancellationToken,
+    /// What the subscriptions of the component wait for.
+    pub(crate) gate: Arc<Gate>,
+}
+
+/// Subscriptions of a component that begin together join their group together: once one of them is a member, the
+/// group takes no positions from the others.
+#[derive(Debug, Default)]
+pub(crate) struct Gate(watch::Sender<usize>);
+
+/// Holds up the others until it is dropped.
+struct Pass(Arc<Gate>);
+
+impl Gate {
+    fn enter(self: &Arc<Self>) -> Pass {
+        self.0.send_modify(|waiting| *waiting += 1);
+        Pass(Arc::clone(self))
+    }
+
+    /// Waits until nobody holds it, for a while.
+    async fn pass(&self) {
+        let _ = timeout(TOGETHER, self.0.subscribe().wait_for(|waiting| *waiting == 0)).await;
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|waiting| *waiting -= 1);
+    }
 }
 
 /// Why one life of the consumer ended.
@@ -65,6 +98,9 @@ struct Member<'a> {
     consumer: &'a Arc<StreamConsumer<Context>>,
     flow: Arc<Flow>,
     layout: Layout,
+    fixed: Fixed,
+    /// Until when the group is heard before the positions are relied on.
+    hearing: Option<Instant>,
     abort: Arc<AtomicBool>,
     /// Partitions that are read.
     reading: HashMap<Key, Ends>,
@@ -116,9 +152,10 @@ impl Subscription {
     /// Runs until it is stopped or the component is closed; trouble is waited out.
     pub(crate) async fn run(self) {
         let mut pause = ANEW_FIRST;
+        let mut pass = Some(self.gate.enter());
         loop {
             let began = Instant::now();
-            if self.live().await == End::Stopped {
+            if self.live(pass.take()).await == End::Stopped {
                 return;
             }
             if began.elapsed() > ANEW_LONGEST * 2 {
@@ -138,7 +175,7 @@ impl Subscription {
         }
     }
 
-    async fn live(&self) -> End {
+    async fn live(&self, pass: Option<Pass>) -> End {
         if let Some(tokens) = self.config.tokens()
             && let Err(e) = tokens.prime().await
         {
@@ -170,6 +207,8 @@ impl Subscription {
             consumer,
             flow,
             layout: Layout::new(),
+            fixed: Fixed::new(),
+            hearing: None,
             abort: Arc::default(),
             reading: HashMap::new(),
             running: FuturesUnordered::new(),
@@ -177,7 +216,7 @@ impl Subscription {
             leaving: None,
             stopping: false,
         };
-        let end = member.run(&mut changes).await;
+        let end = member.run(&mut changes, pass).await;
         drop(member);
         held.close().await;
         end
@@ -191,14 +230,21 @@ impl Drop for Member<'_> {
 }
 
 impl Member<'_> {
-    async fn run(&mut self, changes: &mut mpsc::UnboundedReceiver<Change>) -> End {
-        if !self.find_topics().await {
-            return End::Stopped;
+    async fn run(&mut self, changes: &mut mpsc::UnboundedReceiver<Change>, pass: Option<Pass>) -> End {
+        let Some(fixed) = self.find_topics().await else { return End::Stopped };
+        drop(pass);
+        tokio::select! {
+            () = self.sub.gate.pass() => {}
+            () = self.sub.stopped() => return End::Stopped,
         }
         let topics: Vec<&str> = self.sub.topics.iter().map(AsRef::as_ref).collect();
         if let Err(e) = self.consumer.subscribe(&topics) {
             warn!(component = %self.sub.component, "Kafka: cannot subscribe: {e}");
             return End::Broken;
+        }
+        if let Some(fixed) = fixed {
+            self.fixed = fixed;
+            self.hearing = Some(Instant::now() + HEARING);
         }
         loop {
             self.give_back_if_done();
@@ -206,7 +252,7 @@ impl Member<'_> {
                 return End::Stopped;
             }
             let busy = self.taking.is_some() || self.leaving.is_some();
-            let limit = self.leaving.as_ref().map(|(_, limit)| *limit);
+            let (limit, heard) = (self.leaving.as_ref().map(|(_, limit)| *limit), self.hearing);
             tokio::select! {
                 biased;
                 () = self.sub.stopped(), if !self.stopping => self.stop(),
@@ -215,6 +261,10 @@ impl Member<'_> {
                 }
                 taken = join(&mut self.taking) => self.begin(taken),
                 () = until(limit) => self.give_up(),
+                () = until(heard), if !self.stopping => {
+                    self.hearing = None;
+                    self.sub.to.secured();
+                }
                 Some(change) = changes.recv(), if !busy && !self.stopping => self.change(change),
                 event = self.consumer.recv() => match event {
                     Ok(stray) => self.put_back(stray.topic(), stray.partition(), stray.offset()),
@@ -228,18 +278,22 @@ impl Member<'_> {
         }
     }
 
-    /// Waits until the topics exist; false when stopped.
-    async fn find_topics(&mut self) -> bool {
-        let (asker, topics) = (self.asker(), self.sub.topics.clone());
-        let mut asking = tokio::task::spawn_blocking(move || asker.layout(&topics));
+    /// Waits until the topics exist, and fixes the positions in them if it can. `None` when stopped.
+    async fn find_topics(&mut self) -> Option<Option<Fixed>> {
+        let (asker, topics, initial) = (self.asker(), self.sub.topics.clone(), self.sub.config.initial);
+        let mut asking = tokio::task::spawn_blocking(move || {
+            let layout = asker.layout(&topics)?;
+            let fixed = asker.secure(initial, &layout);
+            Some((layout, fixed))
+        });
         loop {
             tokio::select! {
                 biased;
-                () = self.sub.stopped() => return false,
+                () = self.sub.stopped() => return None,
                 found = &mut asking => {
-                    let Ok(Some(layout)) = found else { return false };
+                    let (layout, fixed) = found.ok().flatten()?;
                     self.layout = layout;
-                    return true;
+                    return Some(fixed);
                 }
                 // Nothing can come yet but news of trouble, which nobody else takes in.
                 event = self.consumer.recv() => if let Err(e) = event {
@@ -268,8 +322,9 @@ impl Member<'_> {
     fn change(&mut self, change: Change) {
         match change {
             Change::Assign(keys) => {
-                let (asker, initial, layout) = (self.asker(), self.sub.config.initial, self.layout.clone());
-                self.taking = Some(tokio::task::spawn_blocking(move || asker.take(&keys, initial, &layout)));
+                let (asker, initial) = (self.asker(), self.sub.config.initial);
+                let (layout, fixed) = (self.layout.clone(), self.fixed.clone());
+                self.taking = Some(tokio::task::spawn_blocking(move || asker.take(&keys, initial, &layout, &fixed)));
             }
             Change::Revoke(keys) => {
                 for ends in keys.iter().filter_map(|key| self.reading.get(key)) {
@@ -292,6 +347,7 @@ impl Member<'_> {
             self.reading.insert(key, ends);
         }
         self.flow.health.works();
+        self.hearing = None;
         if !self.stopping {
             self.sub.to.attached();
         }
@@ -332,7 +388,9 @@ impl Member<'_> {
         }
     }
 
-    fn note(&self, e: &KafkaError) {
+    fn note(&mut self, e: &KafkaError) {
+        // Whoever is in trouble now stands once the group has taken it in.
+        self.hearing = None;
         // Connections and logins were reported with their reason.
         match e.rdkafka_error_code() {
             Some(

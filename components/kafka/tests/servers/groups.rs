@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mecha_components_api::{PubSub, Verdict};
-use mecha_testkit::servers::Kafka;
+use async_trait::async_trait;
+use mecha_components_api::{Deliver, Delivery, PubSub, Verdict};
+use mecha_testkit::servers::{Kafka, KafkaOptions};
 use mecha_testkit::{Inbox, fresh_name};
 
-use crate::support::{PATIENCE, Running, attached, grow_topic, make_topic, publish_with, pubsub, until};
+use crate::support::{PATIENCE, Running, attached, committed, grow_topic, make_topic, publish_with, pubsub, until};
 
 /// Settings that find a dead member soon.
 const QUICK: [(&str, &str); 2] = [("sessionTimeout", "3s"), ("heartbeatInterval", "500ms")];
@@ -162,4 +164,82 @@ async fn a_partition_that_was_added_is_read_from_its_beginning() {
     .await;
     until("all of them arrive", async || sent.iter().all(|text| inbox.texts().contains(text))).await;
     running.stop().await;
+}
+
+/// An app that notes how often the broker promised to keep what is published for it.
+struct Promised {
+    inbox: Inbox,
+    secured: AtomicUsize,
+}
+
+#[async_trait]
+impl Deliver for Promised {
+    fn secured(&self) {
+        self.secured.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn attached(&self) {
+        self.inbox.attached();
+    }
+
+    async fn deliver(&self, msg: Delivery) -> Verdict {
+        self.inbox.deliver(msg).await
+    }
+}
+
+impl Promised {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { inbox: Inbox::new(), secured: AtomicUsize::new(0) })
+    }
+
+    fn secured(&self) -> usize {
+        self.secured.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn positions_are_fixed_before_a_group_forms_and_never_replaced() {
+    // Long enough that nobody takes it for the time of a rebalance.
+    let Some(kafka) = KafkaOptions::new().set("group.initial.rebalance.delay.ms", "3000").start() else { return };
+    let (address, topic, other) = (kafka.address(), fresh_name(), fresh_name());
+    for topic in [&topic, &other] {
+        make_topic(&address, topic, 2).await;
+    }
+    let broker = member(&address, &topic, &[]).await;
+    let publish = async |topic: &str, text: &str| {
+        publish_with(&*broker, topic, text, &[("partitionNumber", "0")]).await.unwrap();
+    };
+    publish(&topic, "before").await;
+
+    let app = Promised::new();
+    let running = Running::start(&broker, &topic, app.clone());
+    until("the positions are fixed", async || app.secured() > 0).await;
+    assert_eq!(app.inbox.attachments(), 0, "the group has not formed yet");
+    assert_eq!(
+        (committed(&address, &topic, &topic, 0).await, committed(&address, &topic, &topic, 1).await),
+        (Some(1), Some(0))
+    );
+    publish(&topic, "one").await;
+    app.inbox.wait_for(1, PATIENCE).await.unwrap();
+
+    // A group with members takes positions from them only.
+    let late = Promised::new();
+    let more = Running::start(&broker, &other, late.clone());
+    until("the other topic is read", async || late.inbox.attachments() > 0).await;
+    assert_eq!(late.secured(), 0);
+    publish(&other, "two").await;
+    late.inbox.wait_for(1, PATIENCE).await.unwrap();
+    running.stop().await;
+    more.stop().await;
+
+    // What was published while nobody was there is not skipped.
+    publish(&topic, "three").await;
+    let again = Promised::new();
+    let running = Running::start(&broker, &topic, again.clone());
+    until("the positions are found", async || again.secured() > 0).await;
+    publish(&topic, "four").await;
+    again.inbox.wait_for(2, PATIENCE).await.unwrap();
+    running.stop().await;
+    assert_eq!((app.inbox.texts(), late.inbox.texts()), (vec!["one".to_owned()], vec!["two".to_owned()]));
+    assert_eq!(again.inbox.texts(), ["three", "four"]);
 }

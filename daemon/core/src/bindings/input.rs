@@ -86,6 +86,8 @@ enum Standing {
     Asking,
     /// The app takes them, the source is not in place yet.
     Attaching,
+    /// The source is not in place yet, but what is written from now on will come.
+    Secured,
     /// The source is in place, or the app takes no events.
     Settled,
 }
@@ -93,7 +95,11 @@ enum Standing {
 /// A source that another one took the place of, or that is to go. Both read until it ends.
 #[derive(Debug)]
 #[must_use = "the old source goes on until it is left"]
-pub struct Leaving(Reading);
+pub struct Leaving {
+    reading: Reading,
+    /// How far the one is that takes its place.
+    next: Option<watch::Receiver<Standing>>,
+}
 
 struct Source {
     core: Arc<Core>,
@@ -193,7 +199,7 @@ impl Inputs {
 
     /// Ends the reading of the second instance, to be drained.
     pub fn leave_beside(&self, name: &str) -> Option<Leaving> {
-        self.state.lock().beside.remove(name)?.reading.map(Leaving)
+        self.state.lock().beside.remove(name)?.reading.map(Leaving::alone)
     }
 
     /// How far the second instance is read; `None` where there is none.
@@ -204,10 +210,10 @@ impl Inputs {
         let keeps = beside.handle.inner.keeps_events();
         Some(match &beside.reading {
             Some(reading) => BesideState {
-                settled: reading.is_settled(),
+                settled: reading.misses_nothing(),
                 in_flight: reading.busy.running(),
                 given_back: reading.busy.given_back(),
-                empty: !keeps || (reading.is_settled() && reading.busy.idle_for(EMPTY)),
+                empty: !keeps || (*reading.standing.borrow() == Standing::Settled && reading.busy.idle_for(EMPTY)),
             },
             // The app takes no events for now, so nobody knows.
             None => BesideState { settled: true, in_flight: 0, given_back: 0, empty: !keeps },
@@ -215,7 +221,7 @@ impl Inputs {
     }
 
     /// Starts a source that is new, or beside the one whose place it takes, and waits until it is in
-    /// place, `limit` at most. Nothing happens while the app takes no events.
+    /// place or will miss nothing until it is, `limit` at most. Nothing happens while the app takes no events.
     ///
     /// # Errors
     /// With `must`: the new source, where it was not in place in time. The one before goes on.
@@ -234,22 +240,22 @@ impl Inputs {
         };
         let Some(before) = before else { return Ok(None) };
         if in_place(&mut standing, limit).await || !must {
-            return Ok(Some(Leaving(before)));
+            return Ok(Some(Leaving { reading: before, next: Some(standing) }));
         }
         let mut state = self.state.lock();
         match state.on {
             true => match state.running.insert(name, before) {
-                Some(new) => Err(Leaving(new)),
+                Some(new) => Err(Leaving::alone(new)),
                 None => Ok(None),
             },
             // Stopped meanwhile, and the new one with it.
-            false => Ok(Some(Leaving(before))),
+            false => Ok(Some(Leaving::alone(before))),
         }
     }
 
     /// Takes a source that is to go off the list.
     pub fn remove(&self, name: &str) -> Option<Leaving> {
-        self.state.lock().running.remove(name).map(Leaving)
+        self.state.lock().running.remove(name).map(Leaving::alone)
     }
 
     fn launch(&self, core: &Arc<Core>, handle: Arc<InputHandle>) -> Option<Reading> {
@@ -280,8 +286,8 @@ impl Inputs {
 }
 
 impl Reading {
-    fn is_settled(&self) -> bool {
-        *self.standing.borrow() == Standing::Settled
+    fn misses_nothing(&self) -> bool {
+        self.standing.borrow().misses_nothing()
     }
 }
 
@@ -290,28 +296,41 @@ async fn in_place(standing: &mut watch::Receiver<Standing>, limit: Duration) -> 
     if tokio::time::timeout(ASK.min(limit), standing.wait_for(|s| *s != Standing::Asking)).await.is_err() {
         return true;
     }
-    tokio::time::timeout(limit, standing.wait_for(|s| *s == Standing::Settled)).await.is_ok()
+    tokio::time::timeout(limit, standing.wait_for(|s| s.misses_nothing())).await.is_ok()
+}
+
+impl Standing {
+    fn misses_nothing(self) -> bool {
+        matches!(self, Self::Secured | Self::Settled)
+    }
 }
 
 impl Leaving {
+    fn alone(reading: Reading) -> Self {
+        Self { reading, next: None }
+    }
+
     /// Events in flight.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        self.0.busy.running()
+        self.reading.busy.running()
     }
 
     /// Lets the source go: one that keeps events is read until it is empty where `read_on` says
-    /// so. Events in flight are finished; all within `deadline`.
+    /// so, else until the next one reads. Events in flight are finished; all within `deadline`.
     pub async fn drain(self, read_on: bool, deadline: Duration) -> Drained {
-        let Reading { handle, tasks, busy, .. } = self.0;
+        let Reading { handle, tasks, busy, standing } = self.reading;
         let (in_flight, before) = (busy.running(), busy.given_back());
         let limit = tokio::time::Instant::now() + deadline;
         let mut emptied = None;
         if read_on && handle.inner.keeps_events() {
-            while !busy.idle_for(EMPTY) && tokio::time::Instant::now() < limit && !tasks.stopping().is_cancelled() {
+            let empty = || *standing.borrow() != Standing::Secured && busy.idle_for(EMPTY);
+            while !empty() && tokio::time::Instant::now() < limit && !tasks.stopping().is_cancelled() {
                 tokio::time::sleep(LOOK).await;
             }
-            emptied = Some(busy.idle_for(EMPTY));
+            emptied = Some(empty());
+        } else if let Some(mut next) = self.next {
+            let _ = tokio::time::timeout_at(limit, next.wait_for(|s| *s != Standing::Secured)).await;
         }
         tasks.stop();
         let left = limit.saturating_duration_since(tokio::time::Instant::now()).max(RETRY_FIRST);
@@ -400,7 +419,21 @@ impl Source {
 
 #[async_trait]
 impl OnBindingEvent for Source {
+    fn secured(&self) {
+        self.standing.send_if_modified(|standing| {
+            let earlier = *standing != Standing::Settled;
+            if earlier {
+                *standing = Standing::Secured;
+            }
+            earlier
+        });
+    }
+
     fn attached(&self) {
+        if *self.standing.borrow() == Standing::Secured {
+            // Until now nothing could come, which was no silence of the source.
+            drop(self.busy.enter());
+        }
         self.standing.send_replace(Standing::Settled);
     }
 

@@ -62,6 +62,10 @@ pub(super) fn bulk(line: &Arc<Line>, options: BulkOptions) -> (Arc<BulkLine>, Ba
 
 #[async_trait]
 impl Deliver for BulkLine {
+    fn secured(&self) {
+        self.line.secured();
+    }
+
     fn attached(&self) {
         self.line.attached();
     }

@@ -63,6 +63,8 @@ pub(super) struct Line {
 pub(super) enum Progress {
     /// Not at the broker yet.
     Starting,
+    /// Not in place yet, but nothing that is published from now on is missed.
+    Secured,
     /// In place.
     Attached,
     /// The last try failed; more follow.
@@ -135,7 +137,21 @@ impl Counts {
 
 #[async_trait]
 impl Deliver for Line {
+    fn secured(&self) {
+        self.progress.send_if_modified(|progress| {
+            let earlier = *progress != Progress::Attached;
+            if earlier {
+                *progress = Progress::Secured;
+            }
+            earlier
+        });
+    }
+
     fn attached(&self) {
+        if *self.progress.borrow() == Progress::Secured {
+            // Until now nothing could come, which was no silence of the broker.
+            drop(self.busy.enter());
+        }
         self.progress.send_replace(Progress::Attached);
     }
 

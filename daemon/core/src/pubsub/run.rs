@@ -71,7 +71,7 @@ impl Run {
         Self { line, done }
     }
 
-    /// Waits until the subscription is in place; the error is that of the last try.
+    /// Waits until the subscription is in place, or misses nothing until it is; the error is that of the last try.
     pub(super) async fn attached(&self, limit: Duration) -> Result<(), Arc<str>> {
         let mut progress = self.line.progress.subscribe();
         let state = match timeout(limit, progress.wait_for(|p| *p != Progress::Starting)).await {
@@ -84,12 +84,24 @@ impl Run {
         }
     }
 
-    /// Whether the subscription is in place now, and the error of the last try where it is not.
+    /// Whether the subscription is in place now, or misses nothing until it is; else the error of the last try.
     pub(super) fn standing(&self) -> Result<(), Option<Arc<str>>> {
         match &*self.line.progress.borrow() {
-            Progress::Attached => Ok(()),
+            Progress::Secured | Progress::Attached => Ok(()),
             Progress::Starting => Err(None),
             Progress::Failed(e) => Err(Some(e.clone())),
+        }
+    }
+
+    /// Ends once the subscription reads by itself, or is over.
+    pub(super) fn reads(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut progress = self.line.progress.subscribe();
+        let done = self.done.clone();
+        async move {
+            tokio::select! {
+                _ = progress.wait_for(|p| *p != Progress::Secured) => {}
+                () = done.cancelled() => {}
+            }
         }
     }
 
@@ -125,7 +137,9 @@ impl Run {
 
     /// Whether nothing came for `idle` and what went back to the broker has come again.
     pub(super) fn is_idle(&self, idle: Duration) -> bool {
-        self.line.busy.idle_for(idle) && self.line.busy.settled_for(REDELIVERY)
+        *self.line.progress.borrow() != Progress::Secured
+            && self.line.busy.idle_for(idle)
+            && self.line.busy.settled_for(REDELIVERY)
     }
 
     /// Events in flight.

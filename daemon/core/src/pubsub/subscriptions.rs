@@ -8,7 +8,8 @@ use std::future::{Future, ready};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, join_all};
 use mecha_components_api::{Clock, ErrorKind};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -111,6 +112,8 @@ pub struct Swap {
     new: Arc<PubSubHandle>,
     old: Vec<(Slot, Run)>,
     attached: bool,
+    /// Ends once the new ones read by themselves.
+    reads: Vec<BoxFuture<'static, ()>>,
     /// Events in flight, and given back so far, on the old instance at the switch.
     at_switch: (u64, u64),
 }
@@ -118,7 +121,7 @@ pub struct Swap {
 /// When an instance that was replaced is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {
-    /// Once its events in flight are done: the next one reads the same topics at the same place.
+    /// Once the next one, which reads the same topics at the same place, reads, and the events in flight are done.
     AtOnce,
     /// Once it had nothing to deliver for this long.
     WhenIdle(Duration),
@@ -284,6 +287,7 @@ impl Subscriptions {
             }
         }
         let attached = join_all(started.iter().map(|(_, _, run)| run.attached(limit))).await.iter().all(Result::is_ok);
+        let reads = started.iter().map(|(_, _, run)| run.reads().boxed()).collect();
         let mut late = Vec::new();
         {
             let mut state = self.state.lock();
@@ -313,7 +317,7 @@ impl Subscriptions {
             publish.await;
         }
         let at_switch = old.iter().fold((0, 0), |(a, b), (_, run)| (a + run.in_flight(), b + run.given_back()));
-        Swap { owner: self.clone(), new, old, attached, at_switch }
+        Swap { owner: self.clone(), new, old, attached, reads, at_switch }
     }
 
     /// The subscriptions that are on, for the metadata API.
@@ -542,6 +546,9 @@ impl Swap {
     pub async fn drain(mut self, leave: Leave, deadline: Duration, grace: Duration) -> Drained {
         let old = std::mem::take(&mut self.old);
         let limit = tokio::time::Instant::now() + deadline;
+        if leave == Leave::AtOnce {
+            let _ = tokio::time::timeout_at(limit, join_all(std::mem::take(&mut self.reads))).await;
+        }
         let end = |run: Run| async move {
             let left = || limit.saturating_duration_since(tokio::time::Instant::now());
             let emptied = match leave {

@@ -184,6 +184,53 @@ async fn a_swap_starts_the_new_one_and_reads_the_old_one_until_it_is_empty() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_broker_that_keeps_events_is_switched_to_before_it_reads_and_not_taken_for_empty() {
+    let rig = rig().await;
+    let manager = rig.api.manager().clone();
+    manager.start(Vec::new(), vec![sub("a", "/a")]).await;
+    let slow = || {
+        let broker = FakeBroker::new(PubSubCaps::default());
+        broker.slow_start.send_replace(false);
+        broker.secures.store(true, Ordering::SeqCst);
+        broker
+    };
+    let begins = async |broker: &FakeBroker| {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        broker.slow_start.send_replace(true);
+        broker.wait_for_subscribers(1).await;
+    };
+    let (next, last) = (slow(), slow());
+
+    // At the same place the old one goes on until the next one reads.
+    let swap = manager.replace(rig.handle(next.clone()), LIMIT).await;
+    assert!(swap.attached() && next.topics().is_empty());
+    rig.install(next.clone()).await;
+    let old = async {
+        begins(&next).await;
+        rig.broker.topics()
+    };
+    let (drained, still) = tokio::join!(swap.drain(Leave::AtOnce, LIMIT, LIMIT), old);
+    assert_eq!((drained.failed, still), (0, vec!["a".to_owned()]));
+    assert!(rig.broker.topics().is_empty());
+
+    // Elsewhere what the old one keeps comes once it reads.
+    next.slow_start.send_replace(false);
+    let swap = manager.replace(rig.handle(last.clone()), LIMIT).await;
+    assert!(swap.attached());
+    rig.install(last.clone()).await;
+    assert!(swap.finish(Duration::from_millis(500), LIMIT).await);
+    let swap = manager.replace(rig.handle(next.clone()), LIMIT).await;
+    assert!(swap.attached());
+    let kept = async {
+        begins(&last).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        last.deliver("a", b"{}").await
+    };
+    let (empty, verdict) = tokio::join!(swap.finish(Duration::from_millis(500), LIMIT * 2), kept);
+    assert_eq!((empty, verdict), (true, Verdict::Ack));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_swap_to_a_broker_that_is_not_there_goes_back() {
     let rig = rig().await;
     let manager = rig.api.manager().clone();

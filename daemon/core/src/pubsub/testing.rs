@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -63,6 +63,8 @@ pub(super) struct FakeBroker {
     pub panics: AtomicUsize,
     /// Attaches only when told to.
     pub slow_start: watch::Sender<bool>,
+    /// Keeps what is published until then.
+    pub secures: AtomicBool,
     subscribers: watch::Sender<Vec<Subscriber>>,
     in_flight: watch::Sender<usize>,
     pub most_publishing: AtomicUsize,
@@ -85,6 +87,7 @@ impl FakeBroker {
             start_failures: AtomicUsize::new(0),
             panics: AtomicUsize::new(0),
             slow_start: watch::Sender::new(true),
+            secures: AtomicBool::new(false),
             subscribers: watch::Sender::new(Vec::new()),
             in_flight: watch::Sender::new(0),
             most_publishing: AtomicUsize::new(0),
@@ -188,6 +191,9 @@ impl PubSub for FakeBroker {
             return Err(Error::unavailable("broker not there yet"));
         }
         assert!(!fail(&self.panics), "this panic is part of the test");
+        if self.secures.load(Ordering::SeqCst) {
+            to.secured();
+        }
         let mut slow = self.slow_start.subscribe();
         tokio::select! {
             go = slow.wait_for(|go| *go) => drop(go),

@@ -121,7 +121,7 @@ impl Subscriptions {
         let new = beside.handle.clone();
         let old: Vec<(Slot, Run)> = beside.into_runs().collect();
         let at_switch = old.iter().fold((0, 0), |(a, b), (_, run)| (a + run.in_flight(), b + run.given_back()));
-        Some(Swap { owner: self.clone(), new, old, attached: true, at_switch })
+        Some(Swap { owner: self.clone(), new, old, attached: true, reads: Vec::new(), at_switch })
     }
 
     /// How far the second instance is read; `idle` is the silence that counts as empty. `None` where
