@@ -4,9 +4,9 @@
 //! `features`, what to prove. The answer on standard output is `{"features": {"ttl": {"ok": false, "reason": "…"}}}`,
 //! or `{"error": "…"}` when the component cannot be opened. The exit status is 0 for the former, 1 for the latter.
 //!
-//! Stores are written to below a prefix that nobody else uses, and what was written is removed. So are brokers whose
-//! topics a probe can remove: those of Redis, by the binding to the same server, and those in memory. The others are
-//! asked whether they are there, and take nothing: a topic that a probe made would stay.
+//! Stores are written to below a prefix that nobody else uses, and what was written is removed. So are brokers, in a
+//! topic and by a consumer group of the probe's own. A broker where this user may make no topic, or that has no way to
+//! remove one, is asked whether it is there, and takes nothing: its driver's word stands for its features.
 
 mod pubsub;
 mod state;
@@ -18,7 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mecha_components_api::{BuildCx, Component, Error, Invoke, Lookup, Metadata, PubSub, Registration, Registry};
+use mecha_components_api::{
+    BuildCx, Component, Error, ErrorKind, Invoke, Lookup, Metadata, PubSub, Registration, Registry,
+};
 use serde::{Deserialize, Serialize};
 
 /// Largest document, in bytes.
@@ -155,9 +157,21 @@ async fn answer(question: &Question) -> Answer {
             let open = open(&registry.pubsub, question).await;
             let proven = match open {
                 Ok(broker) => match kind.as_str() {
-                    "pubsub.in-memory" => brokered(broker, question, async || Ok(())).await,
-                    "pubsub.redis" => brokered(broker, question, async || remove(&registry, question).await).await,
-                    _ => return ask(&broker, question, pubsub::says).await,
+                    "pubsub.in-memory" => {
+                        let end = async || {
+                            broker.close().await;
+                            Ok(())
+                        };
+                        brokered(&broker, question, end).await
+                    }
+                    "pubsub.redis" => {
+                        let end = async || {
+                            broker.close().await;
+                            remove(&registry, question).await
+                        };
+                        brokered(&broker, question, end).await
+                    }
+                    _ => tried(&broker, question).await,
                 },
                 Err(error) => Err(error),
             };
@@ -180,16 +194,37 @@ async fn answer(question: &Question) -> Answer {
     }
 }
 
-/// Proves the features of a broker, and removes what was made for it.
+/// Proves the features of a broker whose driver makes and removes topics.
+async fn tried(broker: &Arc<dyn PubSub>, question: &Question) -> Result<Answer, String> {
+    let topic = topic(question);
+    let Some(trial) = broker.trial() else { return Ok(ask(broker, question, pubsub::says).await) };
+    match tokio::time::timeout(OPEN_LIMIT, trial.make(&topic)).await {
+        Ok(Ok(())) => {}
+        // Apps may use the topics that somebody else makes for them.
+        Ok(Err(e)) if e.kind() == ErrorKind::PermissionDenied => return Ok(ask(broker, question, pubsub::says).await),
+        Ok(Err(e)) => return Err(told(&format!("the topic {topic} cannot be made"), &e)),
+        Err(_) => return Err(format!("the topic {topic} was not made within {OPEN_LIMIT:?}")),
+    }
+    let end = async || {
+        let removed = tokio::time::timeout(OPEN_LIMIT, trial.remove(&topic)).await;
+        broker.close().await;
+        match removed {
+            Ok(removed) => removed.map_err(|e| e.to_string()),
+            Err(_) => Err(format!("no answer within {OPEN_LIMIT:?}")),
+        }
+    };
+    brokered(broker, question, end).await
+}
+
+/// Proves the features of a broker; `end` removes what was made for it and closes it.
 async fn brokered(
-    broker: Arc<dyn PubSub>,
+    broker: &Arc<dyn PubSub>,
     question: &Question,
-    remove: impl AsyncFnOnce() -> Result<(), String>,
+    end: impl AsyncFnOnce() -> Result<(), String>,
 ) -> Result<Answer, String> {
     let topic = topic(question);
-    let features = tokio::time::timeout(PROBE_LIMIT, pubsub::prove(&broker, &topic, &question.features)).await;
-    broker.close().await;
-    let removed = remove().await.map_err(|e| format!("the topic {topic} cannot be removed: {e}"));
+    let features = tokio::time::timeout(PROBE_LIMIT, pubsub::prove(broker, &topic, &question.features)).await;
+    let removed = end().await.map_err(|e| format!("the topic {topic} cannot be removed: {e}"));
     let features = features.map_err(|_| format!("it did not answer within {PROBE_LIMIT:?}"))?;
     removed?;
     let features = features.into_iter().map(|(name, result)| (name, result.into())).collect();
@@ -241,8 +276,17 @@ async fn open_as<C: ?Sized + 'static>(
     for Item { name, value } in metadata {
         values.insert(name, value.as_str().map_or_else(|| value.to_string(), str::to_owned));
     }
-    let prepared = (registration.prepare)(&values, version).map_err(|e| format!("{kind}: {e}"))?;
     let name = &question.component.metadata.name;
+    for key in ["consumerID", "consumerGroup"] {
+        // A group of its own: one that apps read in would share out its partitions anew. What was written for one
+        // tenant has the name of the probe in it already.
+        if registration.fields.iter().any(|field| field.name == key)
+            && values.get(key).is_none_or(|group| !group.contains(name))
+        {
+            values.insert(key, name);
+        }
+    }
+    let prepared = (registration.prepare)(&values, version).map_err(|e| format!("{kind}: {e}"))?;
     let mut cx = BuildCx::for_app(name, name, std::env::temp_dir());
     cx.strict = true;
     match tokio::time::timeout(OPEN_LIMIT, prepared.build(&cx)).await {

@@ -134,6 +134,11 @@ impl Store {
         self.call((), 0, Work::Ping).await
     }
 
+    /// Removes a topic with its messages and groups.
+    pub(crate) async fn forget(&self, topic: Arc<str>) -> Result<()> {
+        self.call(topic, 0, Work::Forget).await
+    }
+
     /// Puts leases back without waiting, for a subscription that was dropped.
     pub(crate) fn abandon(&self, at: GroupRef, leases: impl Iterator<Item = Lease>) {
         let jobs = self.jobs.lock();

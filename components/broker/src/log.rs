@@ -121,6 +121,23 @@ pub(crate) fn topic(db: &Connection, name: &str, now: Now) -> Result<(i64, i64)>
     reserve(db, name, 0, now)
 }
 
+/// Removes a topic with its messages and groups.
+pub(crate) fn forget(db: &Connection, name: &str) -> Result<()> {
+    let found = db.query_row("SELECT id FROM topic WHERE name = ?", [name], |r| r.get(0)).optional()?;
+    let Some(topic) = found else { return Ok(()) };
+    let (first, end) = (id(topic, 0), id(topic + 1, 0));
+    let bytes: i64 =
+        db.query_row("SELECT COALESCE(SUM(size), 0) FROM message WHERE id >= ? AND id < ?", (first, end), |r| {
+            r.get(0)
+        })?;
+    db.execute("DELETE FROM message WHERE id >= ? AND id < ?", (first, end))?;
+    add(db, "bytes", -bytes)?;
+    db.execute("DELETE FROM pending WHERE consumer IN (SELECT id FROM consumer WHERE topic = ?)", [topic])?;
+    db.execute("DELETE FROM consumer WHERE topic = ?", [topic])?;
+    db.execute("DELETE FROM topic WHERE id = ?", [topic])?;
+    Ok(())
+}
+
 /// Offset of the oldest message that is kept.
 pub(crate) fn oldest(db: &Connection, topic: i64) -> Result<Option<i64>> {
     let mut q = db.prepare_cached("SELECT id FROM message WHERE id >= ? AND id < ? ORDER BY id LIMIT 1")?;

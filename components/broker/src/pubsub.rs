@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use mecha_components_api::{
     BuildCx, BulkPublish, BulkReply, CancellationToken, Component, ConfigErrors, Deliver, Error, ErrorKind,
-    FailedEntry, Metadata, Prepared, PubSub, PubSubCaps, Publish, Result, Subscribe, async_trait,
+    FailedEntry, Metadata, Prepared, PubSub, PubSubCaps, Publish, Result, Subscribe, Trial, async_trait,
 };
 
 use crate::client::Store;
@@ -140,6 +140,22 @@ impl PubSub for MechaBroker {
 
     fn bulk(&self) -> Option<&dyn BulkPublish> {
         Some(self)
+    }
+
+    fn trial(&self) -> Option<&dyn Trial> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Trial for MechaBroker {
+    /// Topics are made by using them.
+    async fn make(&self, topic: &str) -> Result<()> {
+        check_topic(topic)
+    }
+
+    async fn remove(&self, topic: &str) -> Result<()> {
+        self.store.forget(topic.into()).await
     }
 }
 

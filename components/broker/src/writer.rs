@@ -83,6 +83,7 @@ pub(crate) enum Work {
     Settle(Call<(GroupRef, Lease, Verdict), bool>),
     Extend(Call<(GroupRef, Vec<Lease>, Duration), Vec<Lease>>),
     Ping(Call<(), ()>),
+    Forget(Call<Arc<str>, ()>),
 }
 
 /// A request with the room it takes in the queue.
@@ -414,7 +415,7 @@ impl Work {
     /// Whether the answer promises that the change survives a power cut.
     fn must_last(&self) -> bool {
         match self {
-            Self::Publish(_) | Self::Attach(_) => true,
+            Self::Publish(_) | Self::Attach(_) | Self::Forget(_) => true,
             Self::Settle(call) => call.ask.2 == Verdict::Ack,
             Self::Claim(_) | Self::Extend(_) | Self::Ping(_) => false,
         }
@@ -445,6 +446,7 @@ impl Work {
             }
             Self::Extend(c) => c.answer = Some(group::extend(db, c.ask.0.group, &c.ask.1, c.ask.2, now)?),
             Self::Ping(c) => c.answer = Some(()),
+            Self::Forget(c) => c.answer = Some(log::forget(db, &c.ask)?),
         }
         Ok(())
     }
@@ -459,6 +461,7 @@ impl Job {
             Work::Settle(c) => drop(c.finish(outcome)),
             Work::Extend(c) => drop(c.finish(outcome)),
             Work::Ping(c) => drop(c.finish(outcome)),
+            Work::Forget(c) => drop(c.finish(outcome)),
             Work::Claim(c) => {
                 let at = c.ask.at;
                 if let Some(Claimed::Messages { taken, .. }) = c.finish(outcome) {
