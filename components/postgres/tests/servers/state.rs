@@ -44,8 +44,13 @@ async fn numbers_survive_jsonb() {
     let Some(server) = Postgres::start() else { return };
     let store = store(&server, "v1", &[]).await;
     let md = Metadata::new();
-    for number in ["9007199254740993", "123456789012345678901234567890.123456789012345678901234567890", "0.10", "1.000"]
-    {
+    for number in [
+        "9007199254740993",
+        "123456789012345678901234567890.123456789012345678901234567890",
+        "0.10",
+        "1.000",
+        "31.245270191439438",
+    ] {
         let value = format!("{{\"n\": {number}}}");
         store.set(put(&md, "k", &value)).await.unwrap();
         assert_eq!(text(&store, "k").await.unwrap(), value);
@@ -127,9 +132,72 @@ async fn expired_rows_are_deleted_by_later_writes() {
         let row = if version == "v1" { "last-cleanup" } else { "last-cleanup-state-v2-etags_two_" };
         assert_eq!(server.sql(&format!("SELECT count(*) FROM dapr_metadata WHERE key = '{row}'")), "1");
     }
-    let quiet = store(&server, "v2", &[("tablePrefix", "quiet_"), ("cleanupInterval", "-1")]).await;
-    quiet.set(put(&md, "k", "1")).await.unwrap();
+    for key in [("cleanupInterval", "-1"), ("cleanupIntervalInSeconds", "0")] {
+        let quiet = store(&server, "v2", &[("tablePrefix", "quiet_"), key]).await;
+        quiet.set(put(&md, "k", "1")).await.unwrap();
+    }
     assert_eq!(server.sql("SELECT count(*) FROM dapr_metadata WHERE key LIKE '%quiet_%' AND key LIKE 'last%'"), "0");
+    let old_name = store(&server, "v2", &[("tablePrefix", "seconds_"), ("cleanupIntervalInSeconds", "1")]).await;
+    old_name.set(SetState { ttl: seconds(1), ..put(&md, "k", "1") }).await.unwrap();
+    until("the row is gone by the old name of the key", async || {
+        old_name.set(put(&md, "stays", "1")).await.unwrap();
+        server.sql("SELECT count(*) FROM seconds_state") == "1"
+    })
+    .await;
+}
+
+/// Sessions of ours in a database.
+fn sessions(server: &Postgres, database: &str) -> usize {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mechad' AND datname =";
+    server.sql(&format!("{sql} '{database}'")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_may_be_named_key_by_key() {
+    let Some(server) = Postgres::start() else { return };
+    server.sql("CREATE DATABASE other");
+    let port = server.port().to_string();
+    let url = "postgres://nobody:x@127.0.0.1:1/nowhere";
+    let rows: [&[(&str, &str)]; 3] = [
+        &[("host", "127.0.0.1"), ("port", &port), ("user", "postgres"), ("database", "other")],
+        &[("hostaddr", "127.0.0.1"), ("port", &port), ("user", "postgres"), ("database", "other")],
+        &[("url", url), ("host", "127.0.0.1"), ("port", &port), ("user", "postgres"), ("database", "other")],
+    ];
+    for keys in rows {
+        let store = open("v2", keys).await.unwrap_or_else(|e| panic!("{keys:?}: {e}"));
+        store.set(put(&Metadata::new(), "k", "1")).await.unwrap();
+        assert!(sessions(&server, "other") > 0, "{keys:?}");
+        store.close().await;
+        drop(store);
+        until("the sessions end", async || sessions(&server, "other") == 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_as_many_and_idle_as_long_as_the_document_says() {
+    let Some(server) = Postgres::start() else { return };
+    let md = Metadata::new();
+    for idle in [("connectionMaxIdleTime", "300ms"), ("connMaxIdleTime", "1")] {
+        let store = store(&server, "v2", &[("maxConns", "3"), idle]).await;
+        let calls = (0..60).map(|i| {
+            let (store, md, key) = (&store, &md, format!("k{i}"));
+            async move { store.set(put(md, &key, "1")).await }
+        });
+        for outcome in futures_util::future::join_all(calls).await {
+            outcome.unwrap();
+        }
+        let most = sessions(&server, "postgres");
+        assert!((1..=3).contains(&most), "{most} sessions");
+        // The last one in use serves the calls that look.
+        until("the idle ones are closed", async || {
+            store.set(put(&md, "k", "1")).await.unwrap();
+            sessions(&server, "postgres") == 1
+        })
+        .await;
+        store.close().await;
+        drop(store);
+        until("the sessions end", async || sessions(&server, "postgres") == 0).await;
+    }
 }
 
 #[tokio::test]
