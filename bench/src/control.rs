@@ -50,6 +50,10 @@ pub(crate) struct What {
     pub(crate) daemon: PathBuf,
     pub(crate) idle: Duration,
     pub(crate) edits: usize,
+    /// Sidecars that each edit moves.
+    pub(crate) sidecars: usize,
+    /// Nothing but the edits.
+    pub(crate) edits_only: bool,
 }
 
 /// What was measured.
@@ -94,15 +98,32 @@ struct Resident {
 /// The programs are missing, or something did not happen in time.
 pub(crate) fn run(what: &What, out: &Path) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let measured = runtime.block_on(measure(what))?;
-    let text = serde_json::to_string_pretty(&measured)?;
+    let (text, file) = if what.edits_only {
+        (serde_json::to_string_pretty(&runtime.block_on(edits_alone(what))?)?, "edits.json")
+    } else {
+        (serde_json::to_string_pretty(&runtime.block_on(measure(what))?)?, "control.json")
+    };
     println!("{text}");
     std::fs::create_dir_all(out)?;
-    std::fs::write(out.join("control.json"), text + "\n")
+    std::fs::write(out.join(file), text + "\n")
+}
+
+/// The edits of [`measure`], on a server that has seen nothing else.
+async fn edits_alone(what: &What) -> io::Result<Edits> {
+    let server = Kubernetes::start().ok_or_else(|| io::Error::other("the API server's programs are not built"))?;
+    let client = begin(&server).await?;
+    let tasks = Tasks::new();
+    let roles = start(&what.program, &server)?;
+    let addresses = roles.iter().flat_map(|role| role.serves.clone()).collect();
+    make_backends(&client).await?;
+    let measured = edits::measure(&client, &tasks, &what.daemon, &addresses, what.edits, what.sidecars).await?;
+    tasks.drain().await;
+    roles.into_iter().try_for_each(Running::stop)?;
+    Ok(measured)
 }
 
 async fn measure(what: &What) -> io::Result<Measured> {
-    let What { program, daemon, idle, edits } = what;
+    let What { program, daemon, idle, edits, sidecars, .. } = what;
     let idle = *idle;
     let server = Kubernetes::start().ok_or_else(|| io::Error::other("the API server's programs are not built"))?;
     let client = begin(&server).await?;
@@ -123,7 +144,7 @@ async fn measure(what: &What) -> io::Result<Measured> {
     let bindings = follow::<CapabilityBinding>(client.clone(), &Selection::default(), &tasks);
     let addresses = roles.iter().flat_map(|role| role.serves.clone()).collect();
     make_backends(&client).await?;
-    let edits = edits::measure(&client, &tasks, daemon, &addresses, *edits).await?;
+    let edits = edits::measure(&client, &tasks, daemon, &addresses, *edits, *sidecars).await?;
     let environments = make_environments(&client, &tasks, "bench", ENVIRONMENTS).await?;
     // Cold: nobody decides while the claims are made, then a hub starts that knows nothing.
     let (hubs, others): (Vec<_>, Vec<_>) = roles.into_iter().partition(|role| role.name == "hub");
@@ -276,14 +297,19 @@ fn class(name: &str) -> Value {
     })
 }
 
-/// Two backends that are ready.
+/// Two backends that are ready. Their documents differ: a move between two that say the same changes nothing.
 async fn make_backends(client: &Client) -> io::Result<()> {
     let backends: Api<CapabilityBackend> = Api::all(client.clone());
-    for color in ["blue", "green"] {
+    for (color, actors) in [("blue", "true"), ("green", "false")] {
+        let metadata = json!([{"name": "actorStateStore", "value": actors}]);
         let backend = json!({
             "apiVersion": "mecha.dev/v1alpha1", "kind": "CapabilityBackend",
             "metadata": {"name": color, "labels": {"color": color}},
-            "spec": {"kind": "state", "component": {"type": "state.in-memory"}, "source": {"none": {}}},
+            "spec": {
+                "kind": "state",
+                "component": {"type": "state.in-memory", "metadata": metadata},
+                "source": {"none": {}},
+            },
         });
         create(&backends, backend).await?;
     }

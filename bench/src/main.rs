@@ -79,9 +79,15 @@ enum Task {
         /// Seconds during which nothing happens.
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         idle_seconds: u64,
-        /// Moves of one claim to and fro.
+        /// Moves of claims to and fro.
         #[arg(long, value_name = "N", default_value_t = 100)]
         edits: usize,
+        /// Sidecars that each of these edits moves; each has a claim of its own.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        sidecars: usize,
+        /// Measure nothing but the edits.
+        #[arg(long)]
+        edits_only: bool,
     },
     /// Write the linker script that keeps together what every start runs.
     Layout {
@@ -110,10 +116,16 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let done = match &args.helper {
         Some(Task::Helper { args }) => serve::run(args),
-        Some(Task::Control { program, idle_seconds, edits }) => {
-            let daemon = args.daemons.first().cloned().unwrap_or_default();
-            let idle = Duration::from_secs(*idle_seconds);
-            control::run(&control::What { program: program.clone(), daemon, idle, edits: *edits }, &args.out)
+        Some(Task::Control { program, idle_seconds, edits, sidecars, edits_only }) => {
+            let what = control::What {
+                program: program.clone(),
+                daemon: args.daemons.first().cloned().unwrap_or_default(),
+                idle: Duration::from_secs(*idle_seconds),
+                edits: *edits,
+                sidecars: *sidecars,
+                edits_only: *edits_only,
+            };
+            control::run(&what, &args.out)
         }
         Some(Task::Layout { program, control, script }) => layout::run(program, *control, script),
         None => bench(&args),

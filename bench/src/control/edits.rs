@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use futures_util::future::{try_join, try_join_all};
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
 use kube::api::{Patch, PatchParams, PostParams};
@@ -20,10 +21,13 @@ use super::{LIMIT, backend_of, create, make_environments, namespace_of, rule, un
 use crate::process::{Process, wait_until};
 use crate::sidecar::{get, request};
 
-/// Class, environment and claim of this measurement alone.
+/// Class and environment of this measurement alone, and the beginning of the names of its claims and apps.
 const NAME: &str = "edits";
-/// How often the sidecar is asked whether it has switched.
+/// How often one sidecar is asked whether it has switched; many are asked more rarely, so that asking is not what is
+/// measured.
 const ASK: Duration = Duration::from_millis(5);
+/// So many are asked that often.
+const ASKED: usize = 4;
 /// Time between two moves: no edit profits from what the one before has woken.
 const REST: Duration = Duration::from_millis(700);
 
@@ -39,7 +43,10 @@ exec "$@""#;
 #[derive(Debug, Serialize)]
 pub(super) struct Edits {
     edits: usize,
-    /// To the first answer of the sidecar that comes from the other backend; exact to five milliseconds.
+    /// Each with a claim of its own; one edit moves them all.
+    sidecars: usize,
+    /// To the first answer of a sidecar that comes from the other backend; exact to five milliseconds for up to four
+    /// sidecars.
     switched_p50_ms: f64,
     switched_p99_ms: f64,
     /// To the receipt in the status of the claim.
@@ -47,52 +54,70 @@ pub(super) struct Edits {
     receipt_p99_ms: f64,
 }
 
-/// Moves one claim of one sidecar to and fro.
+/// Moves the claims of `count` sidecars to and fro.
 pub(super) async fn measure(
     client: &Client,
     tasks: &Tasks,
     daemon: &Path,
     agent: &BTreeMap<&'static str, SocketAddr>,
     edits: usize,
+    count: usize,
 ) -> io::Result<Edits> {
     let classes: Api<EnvironmentClass> = Api::all(client.clone());
     let environments = make_environments(client, tasks, NAME, 1).await?;
     let namespace = environments.first().map(|e| namespace_of(e).to_owned()).unwrap_or_default();
-    let claim = json!({
-        "apiVersion": "mecha.dev/v1alpha1", "kind": "CapabilityClaim", "metadata": {"name": NAME},
-        "spec": {"kind": "state"},
-    });
-    create(&Api::<CapabilityClaim>::namespaced(client.clone(), &namespace), claim).await?;
+    let names: Vec<String> = (0..count).map(|number| format!("{NAME}-{number}")).collect();
+    for name in &names {
+        let claim = json!({
+            "apiVersion": "mecha.dev/v1alpha1", "kind": "CapabilityClaim", "metadata": {"name": name},
+            "spec": {"kind": "state", "scopes": [name]},
+        });
+        create(&Api::<CapabilityClaim>::namespaced(client.clone(), &namespace), claim).await?;
+    }
     let own = Selection { namespace: Some(namespace.clone()), ..Selection::default() };
     let claims = follow::<CapabilityClaim>(client.clone(), &own, tasks);
-    until(&claims, "the claim is bound", |all| all.iter().any(|c| backend_of(c) == Some("blue"))).await?;
+    let all = |is: &dyn Fn(&CapabilityClaim) -> bool| {
+        let those = claims.all();
+        those.len() == count && those.iter().all(|claim| is(claim))
+    };
+    until(&claims, "the claims are bound", |_| all(&|claim| backend_of(claim) == Some("blue"))).await?;
 
     let folder = tempfile::tempdir()?;
-    let sidecar = Sidecar::start(client, &namespace, daemon, agent, folder.path()).await?;
+    let mut sidecars = Vec::with_capacity(count);
+    for name in &names {
+        let own = folder.path().join(name);
+        std::fs::create_dir(&own)?;
+        let ask = ASK * u32::try_from(count.div_ceil(ASKED)).unwrap_or(1);
+        sidecars.push(Sidecar::start(client, &namespace, name, daemon, agent, &own, ask).await?);
+    }
     let (mut switched, mut receipts) = (Vec::new(), Vec::new());
     for edit in 0..edits {
         let (from, to) = if edit % 2 == 0 { ("blue", "green") } else { ("green", "blue") };
-        until(&claims, "the claim rests", |all| all.iter().any(|claim| rests(claim, from))).await?;
+        until(&claims, "the claims rest", |_| all(&|claim| rests(claim, from))).await?;
         tokio::time::sleep(REST).await;
-        sidecar.mark().await?;
+        try_join_all(sidecars.iter().map(Sidecar::mark)).await?;
         let change = json!({"spec": {"capabilities": [rule(to)]}});
         classes.patch(NAME, &PatchParams::default(), &Patch::Merge(&change)).await.map_err(io::Error::other)?;
         let began = Instant::now();
-        let switching = async {
+        let switching = try_join_all(sidecars.iter().map(|sidecar| async {
             sidecar.unmarked().await?;
             Ok::<_, io::Error>(began.elapsed())
-        };
-        let ending = async {
-            until(&claims, "the receipt of the move", |all| all.iter().any(|claim| last(claim) == Some(to))).await?;
-            Ok::<_, io::Error>(began.elapsed())
-        };
-        let (there, ended) = futures_util::future::try_join(switching, ending).await?;
-        switched.push(there);
-        receipts.push(ended);
+        }));
+        let ending = try_join_all(names.iter().map(|name| {
+            let (claims, namespace) = (&claims, &namespace);
+            async move {
+                let moved = || claims.get(namespace, name).is_some_and(|claim| last(&claim) == Some(to));
+                until(claims, "the receipt of the move", |_| moved()).await?;
+                Ok::<_, io::Error>(began.elapsed())
+            }
+        }));
+        let (there, ended) = try_join(switching, ending).await?;
+        switched.extend(there);
+        receipts.extend(ended);
     }
     let (switched_p50_ms, switched_p99_ms) = quantiles(switched);
     let (receipt_p50_ms, receipt_p99_ms) = quantiles(receipts);
-    Ok(Edits { edits, switched_p50_ms, switched_p99_ms, receipt_p50_ms, receipt_p99_ms })
+    Ok(Edits { edits, sidecars: count, switched_p50_ms, switched_p99_ms, receipt_p50_ms, receipt_p99_ms })
 }
 
 /// Whether the claim is served by `backend` and its sidecar has said so.
@@ -118,7 +143,9 @@ fn quantiles(mut times: Vec<Duration>) -> (f64, f64) {
 
 /// A sidecar of a pod, with the identity that the agent's issuer gives to that pod.
 struct Sidecar {
+    name: String,
     http: SocketAddr,
+    ask: Duration,
     _process: Process,
 }
 
@@ -126,35 +153,37 @@ impl Sidecar {
     async fn start(
         client: &Client,
         namespace: &str,
+        name: &str,
         daemon: &Path,
         agent: &BTreeMap<&'static str, SocketAddr>,
         folder: &Path,
+        ask: Duration,
     ) -> io::Result<Self> {
         let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": NAME}});
+        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}});
         create(&accounts, account).await?;
         let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
-                "name": NAME,
-                "annotations": {"dapr.io/enabled": "true", "dapr.io/app-id": NAME},
-                "labels": {"dapr.io/app-id": NAME, "dapr.io/sidecar-injected": "true"},
+                "name": name,
+                "annotations": {"dapr.io/enabled": "true", "dapr.io/app-id": name},
+                "labels": {"dapr.io/app-id": name, "dapr.io/sidecar-injected": "true"},
             },
-            "spec": {"serviceAccountName": NAME, "containers": [{"name": "app", "image": "app:1"}]},
+            "spec": {"serviceAccountName": name, "containers": [{"name": "app", "image": "app:1"}]},
         });
         let pod = serde_json::from_value(pod)?;
         let pod = pods.create(&PostParams::default(), &pod).await.map_err(io::Error::other)?;
         let runs = json!({"status": {"phase": "Running"}});
         let params = PatchParams::default();
-        pods.patch_status(NAME, &params, &Patch::Merge(&runs)).await.map_err(io::Error::other)?;
+        pods.patch_status(name, &params, &Patch::Merge(&runs)).await.map_err(io::Error::other)?;
         let request: TokenRequest = serde_json::from_value(json!({
             "spec": {"audiences": ["dapr.io/sentry"], "expirationSeconds": 7200, "boundObjectRef": {
-                "apiVersion": "v1", "kind": "Pod", "name": NAME, "uid": pod.metadata.uid,
+                "apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod.metadata.uid,
             }},
         }))?;
         let token = accounts
-            .create_token_request(NAME, &PostParams::default(), &request)
+            .create_token_request(name, &PostParams::default(), &request)
             .await
             .map_err(io::Error::other)?
             .status
@@ -170,13 +199,13 @@ impl Sidecar {
             .args(["--map-root-user", "--mount", "sh", "-c", MOUNTED, "sh"])
             .arg(&token_file)
             .arg(daemon)
-            .args(["--mode", "kubernetes", "--app-id", NAME, "--log-level", "error", "--enable-mtls"])
+            .args(["--mode", "kubernetes", "--app-id", name, "--log-level", "error", "--enable-mtls"])
             .args(["--enable-metrics=false", "--dapr-listen-addresses", "127.0.0.1"])
             .args(["--dapr-http-port", &http.to_string(), "--dapr-grpc-port", &grpc.to_string()])
             .args(["--dapr-internal-grpc-port", &internal.to_string(), "--dapr-public-port", &public.to_string()])
             .args(["--control-plane-address", &address("documents"), "--sentry-address", &address("certificates")])
             .env("NAMESPACE", namespace)
-            .env("POD_NAME", NAME)
+            .env("POD_NAME", name)
             .env("DAPR_HOST_IP", "127.0.0.1")
             .env("DAPR_CONTROLPLANE_TRUST_DOMAIN", "cluster.local")
             .env("DAPR_CONTROLPLANE_NAMESPACE", "mecha-system")
@@ -185,7 +214,7 @@ impl Sidecar {
             .stdin(Stdio::null());
         let process = Process::spawn(&mut command)?;
         let http = SocketAddr::from((Ipv4Addr::LOCALHOST, http));
-        let sidecar = Self { http, _process: process };
+        let sidecar = Self { name: name.to_owned(), http, ask, _process: process };
         let ready = move || Ok(get(http, "/v1.0/healthz").is_ok_and(|(status, _)| status == 204));
         tokio::task::spawn_blocking(move || wait_until(LIMIT, "the sidecar is ready", ready)).await??;
         Ok(sidecar)
@@ -193,7 +222,7 @@ impl Sidecar {
 
     /// Puts something into the backend of the moment; the other one begins empty.
     async fn mark(&self) -> io::Result<()> {
-        let path = format!("/v1.0/state/{NAME}");
+        let path = format!("/v1.0/state/{}", self.name);
         let body = json!([{"key": "mark", "value": 1}]).to_string();
         self.ask("POST", path, body).await.map(drop)
     }
@@ -201,11 +230,11 @@ impl Sidecar {
     /// Returns when the mark is not found.
     async fn unmarked(&self) -> io::Result<()> {
         let deadline = Instant::now() + LIMIT;
-        while self.ask("GET", format!("/v1.0/state/{NAME}/mark"), String::new()).await? != 204 {
+        while self.ask("GET", format!("/v1.0/state/{}/mark", self.name), String::new()).await? != 204 {
             if Instant::now() > deadline {
                 return Err(io::Error::other("the sidecar does not switch"));
             }
-            tokio::time::sleep(ASK).await;
+            tokio::time::sleep(self.ask).await;
         }
         Ok(())
     }
