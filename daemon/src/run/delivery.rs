@@ -26,7 +26,7 @@ use mecha_core::Tasks;
 use mecha_identity::{Bundle, SpiffeId};
 use mecha_proto::delivery as wire;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
 use self::link::Link;
@@ -110,6 +110,8 @@ struct Shared {
     refused: Mutex<Option<String>>,
     /// What is in force.
     applied: Mutex<Option<Arc<Received>>>,
+    /// A set has come into force.
+    look: Notify,
     report: watch::Sender<Option<wire::Report>>,
 }
 
@@ -318,6 +320,11 @@ impl Source for Delivery {
         }
     }
 
+    /// The agent sends whole sets, and gathers what changes together before.
+    fn quiet(&self) -> Duration {
+        if *self.shared.speaks.lock() == Speaks::Ours { Duration::ZERO } else { self.operator.quiet() }
+    }
+
     fn attach(&self, live: &Arc<Live>) {
         report::start(&self.tasks, self.shared.clone(), Arc::downgrade(live));
         self.applied();
@@ -326,5 +333,6 @@ impl Source for Delivery {
     fn applied(&self) {
         let listed = self.listed.lock().clone();
         *self.shared.applied.lock() = listed;
+        self.shared.look.notify_one();
     }
 }

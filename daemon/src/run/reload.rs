@@ -19,8 +19,6 @@ use super::runtime::{Fixtures, Runtime};
 use super::source::{Depth, DocumentSet, Source};
 use super::{app_side, stop};
 
-/// Files that are written together are one change: nothing new for this long ends it.
-const QUIET: Duration = Duration::from_millis(50);
 /// Longest wait for the end of a change.
 const QUIET_LIMIT: Duration = Duration::from_millis(500);
 /// Pause between two looks at secrets that documents refer to.
@@ -157,7 +155,7 @@ impl Reloader {
 
     async fn wait_until_quiet(&self) {
         let end = Instant::now() + QUIET_LIMIT;
-        while Instant::now() < end && timeout(QUIET, self.source.changed()).await.is_ok() {
+        while Instant::now() < end && timeout(self.source.quiet(), self.source.changed()).await.is_ok() {
             // A source that says "changed" at once each time must not spin.
             sleep(Duration::from_millis(1)).await;
         }

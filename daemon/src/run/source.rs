@@ -10,6 +10,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use mecha_core::loader::{EnvLookup, Moving};
@@ -20,6 +21,9 @@ use super::live::Live;
 use crate::cli::{Mode, Options};
 use crate::identity::Workload;
 pub(super) use folders::Folders;
+
+/// Files that are written together are one change: nothing new for this long ends it.
+const QUIET: Duration = Duration::from_millis(50);
 
 /// How much a listing reads again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +76,11 @@ pub(super) trait Source: fmt::Debug + Send + Sync + 'static {
     /// Returns when something may have changed since the last [`Source::list`] began. Never
     /// returns where nothing can be noticed; listings happen on a period besides.
     async fn changed(&self);
+
+    /// After a change, how long nothing new may come for the set to count as whole.
+    fn quiet(&self) -> Duration {
+        QUIET
+    }
 
     /// The process serves from the set that was listed last. A source that reports what became of its
     /// documents looks it up in `live` from now on.

@@ -20,8 +20,12 @@ use super::set::{Received, to_wire};
 use super::spans::Applying;
 use super::{Shared, Speaks};
 
-/// How often is looked while something is on its way, and otherwise.
+/// How often is looked while something is on its way, and otherwise. A set that has come into force is looked at at
+/// once.
 const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// The same right after a set has come into force that asks for more than is there, and for how long: all sidecars of
+/// a move wait for the slowest.
+const FRESH: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Counts that change without anything else are told this often.
 const COUNTS: Duration = Duration::from_secs(1);
 
@@ -32,6 +36,7 @@ pub(super) fn start(tasks: &Tasks, shared: Arc<Shared>, live: Weak<Live>) {
         let mut counted = 0;
         let mut applying = Applying::default();
         let mut told = Instant::now();
+        let mut fresh = Instant::now();
         while let Some(live) = live.upgrade() {
             let runtime = live.load();
             drop(live);
@@ -40,6 +45,7 @@ pub(super) fn start(tasks: &Tasks, shared: Arc<Shared>, live: Weak<Live>) {
             let busy = report
                 .as_ref()
                 .is_some_and(|r| r.entries.iter().any(|e| !e.reached || e.phase != wire::Phase::Unspecified as i32));
+            let on_its_way = report.as_ref().is_some_and(|r| r.entries.iter().any(|e| !e.reached && !e.failed));
             applying.look(&runtime.core.tracer, applied.as_deref(), report.as_ref());
             if let Some(report) = report
                 && worth_telling(shared.report.borrow().as_ref(), &report, told.elapsed() >= COUNTS)
@@ -49,7 +55,17 @@ pub(super) fn start(tasks: &Tasks, shared: Arc<Shared>, live: Weak<Live>) {
             }
             show(&shared, applied.as_deref(), &runtime, &mut counted);
             drop(runtime);
-            tokio::time::sleep(if busy { LOOK.0 } else { LOOK.1 }).await;
+            let pause = if on_its_way && fresh.elapsed() < FRESH.1 {
+                FRESH.0
+            } else if busy {
+                LOOK.0
+            } else {
+                LOOK.1
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = shared.look.notified() => fresh = Instant::now(),
+            }
         }
     };
     tasks.spawn("agent reports", async move {
