@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use mecha_testkit::servers::{Kafka, Postgres, Redis};
+use mecha_testkit::servers::{KafkaOptions, Postgres, Redis};
 use mecha_tests::mechad;
 use serde_json::{Value, json};
 
@@ -89,14 +89,38 @@ fn a_broker_on_redis_shows_its_features_and_keeps_nothing() {
 }
 
 #[test]
-fn a_broker_on_kafka_is_reached_and_a_wrong_address_is_told() {
-    let Some(kafka) = Kafka::start() else { return };
+fn a_broker_on_kafka_shows_its_features_and_keeps_nothing_and_a_wrong_address_is_told() {
+    // Topics that nobody made are made by nobody.
+    let Some(kafka) = KafkaOptions::new().set("auto.create.topics.enable", "false").start() else { return };
     let (address, plain) = (kafka.address(), ("authType", "none"));
-    let (answer, succeeded) = probe("pubsub.kafka", "v1", &[("brokers", &address), plain], &["bulk", "replay", "ttl"]);
-    assert!(succeeded, "{answer}");
-    assert_proven(&answer, &["bulk", "replay"]);
-    assert_refused(&answer, "ttl");
+    let asked = ["ordered", "bulk", "replay", "deadLetter", "ttl"];
+    let group = ("consumerGroup", "everybody");
+    // A topic that was left there could not be made again.
+    for _ in 0..2 {
+        let (answer, succeeded) = probe("pubsub.kafka", "v1", &[("brokers", &address), plain, group], &asked);
+        assert!(succeeded, "{answer}");
+        assert_proven(&answer, &asked[..4]);
+        assert_refused(&answer, "ttl");
+    }
     drop(kafka);
     let (answer, succeeded) = probe("pubsub.kafka", "v1", &[("brokers", &address), plain], &["bulk"]);
     assert!(!succeeded && answer["error"].as_str().is_some_and(|error| error.contains(&address)), "{answer}");
+}
+
+#[test]
+fn the_embedded_broker_shows_its_features_and_keeps_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let asked = ["ordered", "bulk", "replay", "deadLetter", "ttl", "wildcards"];
+    let path = [("path", folder.path().to_str().unwrap())];
+    let (answer, succeeded) = probe("pubsub.mecha", "v1", &path, &asked);
+    assert!(succeeded, "{answer}");
+    assert_proven(&answer, &asked[..5]);
+    assert_refused(&answer, "wildcards");
+    let file = rusqlite::Connection::open(folder.path().join("broker.db")).unwrap();
+    for table in ["topic", "message", "consumer", "pending"] {
+        let rows: i64 = file.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, 0, "{table}");
+    }
+    let bytes: i64 = file.query_row("SELECT value FROM counter WHERE name = 'bytes'", [], |row| row.get(0)).unwrap();
+    assert_eq!(bytes, 0);
 }
