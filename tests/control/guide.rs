@@ -41,8 +41,8 @@ pub(crate) struct Shop {
     pub(crate) road: FaultProxy,
     pub(crate) server: Kubernetes,
     audit: Audit,
-    blue: Redis,
-    green: Redis,
+    pub(crate) blue: Redis,
+    pub(crate) green: Redis,
     _app: HttpApp,
     /// The CONNECT-TO namespace.
     pub(crate) home: String,
@@ -50,6 +50,11 @@ pub(crate) struct Shop {
 
 impl Shop {
     pub(crate) async fn open() -> Option<Self> {
+        Self::open_with(Vec::new()).await
+    }
+
+    /// The same, with these in the environment of sidecars.
+    pub(crate) async fn open_with(variables: Vec<(String, String)>) -> Option<Self> {
         let audit = Audit::new();
         let server = audit.of(KubernetesOptions::new()).start()?;
         let (blue, green) = (Redis::start()?, Redis::start()?);
@@ -57,7 +62,7 @@ impl Shop {
         let road = FaultProxy::start(port_of(&server.url())).await;
         let roles = ControlPart::start_on(&server, Some(road.port())).await;
         let app = HttpApp::builder().start().await;
-        let node = KubeletOptions::new().served("example/orders-api:1", app.port()).start(&server);
+        let node = KubeletOptions::new().served("example/orders-api:1", app.port()).variables(variables).start(&server);
         let files = files("platform-guide.md");
         let backends = files["backends.yaml"]
             .replace("redis-blue.databases.svc.cluster.local:6379", &blue.address())

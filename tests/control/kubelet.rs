@@ -46,6 +46,8 @@ enum Image {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KubeletOptions {
     images: BTreeMap<String, Image>,
+    /// In the environment of every sidecar.
+    variables: Vec<(String, String)>,
 }
 
 impl KubeletOptions {
@@ -62,6 +64,12 @@ impl KubeletOptions {
     /// Containers of `image` run their command on this machine.
     pub(crate) fn executed(mut self, image: &str) -> Self {
         self.images.insert(image.to_owned(), Image::Executed);
+        self
+    }
+
+    /// Puts these into the environment of sidecars.
+    pub(crate) fn variables(mut self, variables: Vec<(String, String)>) -> Self {
+        self.variables = variables;
         self
     }
 

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends by panicking")]
 
+mod away;
+mod clock;
 mod composites;
 mod exports;
 mod faults;

@@ -320,6 +320,7 @@ impl Life {
         if spec["name"] == SIDECAR {
             let registry = self.shared.folder.join("names.db");
             env.push(("MECHA_NAME_REGISTRY".to_owned(), registry.display().to_string()));
+            env.extend(self.shared.options.variables.iter().cloned());
         } else {
             // What the images of commands would have.
             env.push(("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()));
