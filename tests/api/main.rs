@@ -25,5 +25,6 @@ mod security;
 mod shutdown;
 mod state;
 mod state_errors;
+mod stored;
 mod support;
 mod tracing;

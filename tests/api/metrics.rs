@@ -6,7 +6,7 @@ use mecha_proto::Any;
 use mecha_proto::common::{InvokeRequest, InvokeResponse};
 use mecha_proto::internals::InternalInvokeRequest;
 use mecha_proto::internals::service_invocation_client::ServiceInvocationClient;
-use mecha_tests::{Answer, GrpcApp, Http, HttpApp, Item, Sidecar, component};
+use mecha_tests::{Answer, GrpcApp, Http, HttpApp, Item, Sidecar, Signal, component, eventually};
 use serde_json::json;
 
 use crate::support::{Pair, memory_pubsub, memory_store, series, wait_series, wait_subscriptions};
@@ -276,6 +276,21 @@ async fn the_text_form_is_what_scrapers_read() {
 async fn metrics_can_be_switched_off() {
     let sidecar = Sidecar::builder().flag("enable-metrics", "false").switch("enable-metrics=false").start().await;
     assert!(std::net::TcpStream::connect(("127.0.0.1", sidecar.metrics_port())).is_err());
+}
+
+/// The output is a full disk.
+#[tokio::test]
+async fn log_lines_that_are_lost_are_counted_over_a_rebuild() {
+    let sidecar = Sidecar::builder().app_id("me").flag("log-file", "/dev/full").start().await;
+    let lost = || async {
+        series(&sidecar.metrics().await, "mecha_log_dropped_total", &[("app_id", "me")]).unwrap_or_default()
+    };
+    let before =
+        eventually("the lines of the start are counted", || async { Some(lost().await).filter(|n| *n >= 5.0) });
+    let before = before.await;
+    sidecar.signal(Signal::Hup);
+    let more = || async { Some(lost().await).filter(|n| *n > before) };
+    eventually("the lines of the rebuild are counted, too", more).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What an event looks like when it arrives.
 
-use mecha_tests::HttpApp;
+use mecha_tests::{Answer, HttpApp};
 use serde_json::{Value, json};
 
 use super::{EVENTS, KINDS, event, subscribed, taking, taking_with, with_events};
@@ -136,6 +136,26 @@ async fn numbers_keep_their_digits() {
             let text = app.wait_calls("POST /in", 1).await[0].text();
             assert!(text.contains("12345678901234567890123") && text.contains("1.10"), "{kind}: {text}");
         }
+    }
+}
+
+/// What is looked at as a number is the double that was written, to the last bit.
+#[tokio::test]
+async fn a_rule_compares_the_double_that_was_published() {
+    let same = "event.data.n == 31.245270191439438 && event.data.m == 121.48791951161945";
+    let routes = json!({"rules": [{"match": same, "path": "/same"}], "default": "/other"});
+    let app = HttpApp::builder()
+        .subscribe(&json!([{"pubsubname": EVENTS, "topic": "topic", "routes": routes}]))
+        .on("POST /same", Answer::status(200))
+        .on("POST /other", Answer::status(200))
+        .start()
+        .await;
+    let sidecar = subscribed(with_events(KINDS[0], &app)).await;
+    for api in sidecar.apis().await {
+        app.forget();
+        let data = r#"{"n":31.245270191439438,"m":121.48791951161945}"#;
+        api.publish(EVENTS, "topic", "application/json", data, &[]).await.unwrap();
+        app.wait_calls("POST /same", 1).await;
     }
 }
 

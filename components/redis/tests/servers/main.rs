@@ -4,6 +4,7 @@
 
 mod configuration;
 mod faults;
+mod keys;
 mod layout;
 mod ledger;
 mod logins;

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mecha_components_api::{
-    BuildCx, Concurrency, ConfigurationStore, Consistency, GetState, LockStore, Lookup, Metadata, PubSub, Publish,
-    Registration, Registry, Result, SetState, StateStore, Value,
+    BuildCx, Concurrency, ConfigurationStore, Consistency, GetState, LockStore, Lookup, Metadata, OutputBinding,
+    PubSub, Publish, Registration, Registry, Result, SetState, StateStore, Value,
 };
 
 /// Longest wait for something that a test expects; a test that passes never waits for it.
@@ -39,6 +39,10 @@ pub(crate) async fn lock(pairs: &[(&str, &str)]) -> Result<Arc<dyn LockStore>> {
 
 pub(crate) async fn configuration(pairs: &[(&str, &str)]) -> Result<Arc<dyn ConfigurationStore>> {
     build(&registry().configuration, "configuration.redis", pairs).await
+}
+
+pub(crate) async fn binding(pairs: &[(&str, &str)]) -> Result<Arc<dyn OutputBinding>> {
+    build(&registry().output, "bindings.redis", pairs).await
 }
 
 /// A last-write of text without life time.

@@ -109,3 +109,35 @@ async fn sentinels_lead_to_the_new_primary() {
     until("the store works on the new primary", async || store.set(put(&md, "k", "2")).await.is_ok()).await;
     assert_eq!(replica.command(&["HGET", "k", "data"]), "2");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_and_servers_have_logins_of_their_own() {
+    let Some(primary) = RedisOptions::new().password("hunter2").start() else { return };
+    let sentinel = RedisOptions::new().password("boss").sentinel_of(primary.port());
+    let sentinel = ["requirepass boss", "user bob on >sesame allchannels +@all", "sentinel auth-pass primary hunter2"]
+        .into_iter()
+        .fold(sentinel, RedisOptions::arg);
+    let Some(sentinel) = sentinel.start() else { return };
+    until("the sentinel knows the server", async || {
+        sentinel.command(&["SENTINEL", "master", "primary"]).contains("role-reported\nmaster")
+    })
+    .await;
+    let address = sentinel.address();
+    let known = [
+        ("redisHost", address.as_str()),
+        ("failover", "true"),
+        ("sentinelMasterName", "primary"),
+        ("redisPassword", "hunter2"),
+        ("dialTimeout", "2s"),
+    ];
+    for wrong in [&[("sentinelUsername", "bob")][..], &[("sentinelUsername", "bob"), ("sentinelPassword", "guess")]] {
+        let e = state(&[&known, wrong].concat()).await.unwrap_err();
+        assert!(!format!("{e} {e:?}").contains("guess") && !e.to_string().contains("hunter2"), "{e:?}");
+    }
+    let login = [("sentinelUsername", "bob"), ("sentinelPassword", "sesame")];
+    let store = state(&[&known[..], &login].concat()).await.unwrap();
+    store.set(put(&Metadata::new(), "k", "1")).await.unwrap();
+    assert_eq!(primary.command(&["HGET", "k", "data"]), "1");
+    let store = state(&[&known[..], &[("sentinelPassword", "boss")]].concat()).await.unwrap();
+    assert_eq!(get(&*store, "k").await.unwrap().unwrap().0, "1");
+}
