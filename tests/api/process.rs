@@ -82,7 +82,10 @@ async fn flags_are_taken_in_every_spelling() {
         client.get("/v1.0/healthz").try_send().await.ok().filter(|reply| reply.status == 204)
     })
     .await;
-    assert!(sidecar.log().lines().next().unwrap().starts_with('{'), "{}", sidecar.log());
+    // Lines are written in the background.
+    let first =
+        mecha_tests::eventually("a line in the log", || async { sidecar.log().lines().next().map(str::to_owned) });
+    assert!(first.await.starts_with('{'), "{}", sidecar.log());
     let single = Command::new(mechad()).args(["-version"]).env_clear().output().unwrap();
     assert_eq!(single.status.code(), Some(0));
 }
