@@ -14,6 +14,9 @@ use tokio::sync::mpsc;
 
 use crate::support::{PATIENCE, binding, configuration, get, publish, pubsub, put, state, until};
 
+/// Keys of a document with their values.
+type Keys<'a> = &'a [(&'a str, &'a str)];
+
 /// A number in a section of the server's INFO: `name:count=7,…`.
 fn counted(redis: &Redis, section: &str, name: &str) -> u64 {
     let info = redis.command(&["INFO", section]);
@@ -28,7 +31,7 @@ async fn calls_are_tried_as_often_as_the_document_says() {
     let Some(primary) = Redis::start() else { return };
     let Some(replica) = RedisOptions::new().replica_of(primary.port()).start() else { return };
     let md = Metadata::new();
-    let rows: [(&[(&str, &str)], u64); 6] = [
+    let rows: [(Keys<'_>, u64); 6] = [
         (&[], 4),
         (&[("redisMaxRetries", "-1")], 1),
         (&[("redisMaxRetries", "2"), ("redisMinRetryInterval", "5ms")], 3),
@@ -59,7 +62,7 @@ async fn reads_and_writes_have_limits_of_their_own() {
     let Some(redis) = Redis::start() else { return };
     let (host, port) = ("127.0.0.1".to_owned(), redis.port().to_string());
     let md = Metadata::new();
-    let rows: [(&[(&str, &str)], bool); 4] = [
+    let rows: [(Keys<'_>, bool); 4] = [
         (&[("readTimeout", "60s"), ("writeTimeout", "300")], true),
         (&[("readTimeout", "300ms")], true),
         (&[("readTimeout", "300"), ("writeTimeout", "1m")], false),
@@ -84,7 +87,7 @@ async fn subscriptions_read_as_the_document_says() {
     redis.command(&["CONFIG", "SET", "slowlog-log-slower-than", "0", "slowlog-max-len", "10000"]);
     let address = redis.address();
     // Group, most entries of one read, and whether others' entries are claimed.
-    let rows: [(&[(&str, &str)], &str, &str, bool); 4] = [
+    let rows: [(Keys<'_>, &str, &str, bool); 4] = [
         (&[], "app", "10", true),
         (&[("consumerID", "crew"), ("concurrency", "7")], "crew", "7", true),
         (&[("concurrency", "50"), ("queueDepth", "5"), ("redeliverInterval", "0")], "app", "5", false),
@@ -142,7 +145,7 @@ async fn streams_keep_what_is_younger_than_their_time() {
 }
 
 /// Calls a binding with request metadata; gives the data of the answer.
-async fn invoke(binding: &Arc<dyn OutputBinding>, operation: &str, data: &'static str, md: &[(&str, &str)]) -> String {
+async fn invoke(binding: &Arc<dyn OutputBinding>, operation: &str, data: &'static str, md: Keys<'_>) -> String {
     let metadata: Metadata = md.iter().copied().collect();
     let invoke = Invoke { operation, data: Bytes::from_static(data.as_bytes()), metadata: &metadata };
     let reply = binding.invoke(invoke).await.unwrap_or_else(|e| panic!("{operation} {md:?}: {e}"));
