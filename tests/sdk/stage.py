@@ -76,6 +76,8 @@ def server(stage: Stage) -> ThreadingHTTPServer:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
+            # The server closes after each answer. Java's client takes the connection up again if it is not told.
+            self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(body)
 

@@ -43,6 +43,7 @@ final class Stage {
 
   private static final HttpClient HTTP = HttpClient.newHttpClient();
   private static Stage stage;
+  private static Exception broken;
 
   final App httpApp;
   final App grpcApp;
@@ -74,8 +75,17 @@ final class Stage {
   }
 
   static synchronized Stage open() throws Exception {
+    if (broken != null) {
+      // A second one would share app ids, and so events, with what is left of the first.
+      throw new IllegalStateException("the stage could not be set", broken);
+    }
     if (stage == null) {
-      stage = new Stage();
+      try {
+        stage = new Stage();
+      } catch (Exception e) {
+        broken = e;
+        throw e;
+      }
     }
     return stage;
   }
