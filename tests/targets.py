@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Runs test programs that cargo has built, without asking cargo again.
 
-    targets.py BUILT [--beside N] NAME...
+    targets.py BUILT [--beside N] NAME... [-- ARGUMENT...]
 
 BUILT is what `cargo build --message-format=json` printed. Names are `package/target`, where a star stands for
 anything and the target is `lib` or `bin-NAME` for unit tests; a name with ! before it leaves out what it fits, and the
-last name that fits decides. N programs run at a time (1), each in the folder of its package as with `cargo test`.
+last name that fits decides. N programs run at a time (1), each with the ARGUMENTs and in the folder of its package as
+with `cargo test`.
 With one at a time the output comes as it is written, else whole and in a fixed order.
 """
 
@@ -45,10 +46,10 @@ def is_chosen(target, names):
     return chosen
 
 
-def run(name, folder, program, output):
+def run(name, folder, program, arguments, output):
     environment = os.environ | {"CARGO_MANIFEST_DIR": folder}
     print(f"\n     Running {name}", file=output, flush=True)
-    status = subprocess.run([program], cwd=folder, env=environment, stdout=output, stderr=output, check=False).returncode
+    status = subprocess.run([program, *arguments], cwd=folder, env=environment, stdout=output, stderr=output, check=False).returncode
     if status:
         print(f"error: {name} ended with status {status}", file=output, flush=True)
     return status
@@ -61,8 +62,8 @@ def run_apart(target):
         return status, output.read()
 
 
-def main(path, beside, names):
-    chosen = [target for target in built(path) if is_chosen(target[0], names)]
+def main(path, beside, names, arguments):
+    chosen = [(*target, arguments) for target in built(path) if is_chosen(target[0], names)]
     if not chosen:
         print(f"error: no test program is called {' or '.join(names)}")
         return 1
@@ -84,4 +85,8 @@ if __name__ == "__main__":
         at = arguments.index("--beside")
         at_once = int(arguments[at + 1])
         del arguments[at : at + 2]
-    sys.exit(main(arguments[0], at_once, arguments[1:]))
+    passed_on = []
+    if "--" in arguments:
+        at = arguments.index("--")
+        arguments, passed_on = arguments[:at], arguments[at + 1 :]
+    sys.exit(main(arguments[0], at_once, arguments[1:], passed_on))

@@ -24,7 +24,6 @@ fn size() -> (u32, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "twenty sidecars take minutes: cargo test -p mecha-tests --test control show:: -- --ignored"]
 async fn twenty_apps_get_another_broker_and_other_stores_by_edits_of_one_line_and_nothing_fails() {
     let begin = Class { broker: "kafka", store: "redis", empty_ok: false };
     let Some(platform) = Platform::start(APPS, begin).await else { return };
