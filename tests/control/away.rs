@@ -83,14 +83,5 @@ async fn a_day_without_the_hub_and_hours_without_anybody_fail_no_call_and_sideca
     assert_eq!(metric(&shop, "mecha_delivery_restored").await, Some(1.0), "it started from the snapshot");
     an_hour(&shop, &mut clock).await;
 
-    // And everything is taken up again when it is back.
-    shop.server.restart_apiserver();
-    for role in [HUB, AGENT, INJECTOR] {
-        shop.roles.launch(&shop.server, role);
-    }
-    shop.roles.ready().await;
-    shop.selects("green");
-    shop.bound_to("redis-green").await;
-    assert_eq!(shop.save("b", "2").await, 204);
-    assert!(shop.green.command(&["KEYS", "*"]).contains('b'));
+    shop.takes_everything_up_again().await;
 }

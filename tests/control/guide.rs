@@ -42,7 +42,7 @@ pub(crate) struct Shop {
     pub(crate) server: Kubernetes,
     audit: Audit,
     pub(crate) blue: Redis,
-    pub(crate) green: Redis,
+    green: Redis,
     _app: HttpApp,
     /// The CONNECT-TO namespace.
     pub(crate) home: String,
@@ -112,6 +112,19 @@ impl Shop {
         let path = "/spec/capabilities/0/backendSelector/matchLabels/line";
         let edit = json!([{"op": "replace", "path": path, "value": line}]).to_string();
         self.server.kubectl(&["patch", "environmentclass", "development", "--type=json", "-p", &edit]);
+    }
+
+    /// Starts the API server and all roles again, after which an edit of the class reaches the sidecar as ever.
+    pub(crate) async fn takes_everything_up_again(&mut self) {
+        self.server.restart_apiserver();
+        for role in [HUB, AGENT, INJECTOR] {
+            self.roles.launch(&self.server, role);
+        }
+        self.roles.ready().await;
+        self.selects("green");
+        self.bound_to("redis-green").await;
+        assert_eq!(self.save("b", "2").await, 204);
+        assert!(self.green.command(&["KEYS", "*"]).contains('b'));
     }
 
     /// Kills the sidecar, and waits until another one is ready.
@@ -242,16 +255,7 @@ async fn apps_go_on_and_sidecars_restart_without_control_part_and_api_server() {
     shop.kill_sidecar().await;
     assert_eq!(shop.read("a").await, "\"1\"");
 
-    // And everything is taken up again when it is back.
-    shop.server.restart_apiserver();
-    for role in [HUB, AGENT, INJECTOR] {
-        shop.roles.launch(&shop.server, role);
-    }
-    shop.roles.ready().await;
-    shop.selects("green");
-    shop.bound_to("redis-green").await;
-    assert_eq!(shop.save("b", "2").await, 204);
-    assert!(shop.green.command(&["KEYS", "*"]).contains('b'));
+    shop.takes_everything_up_again().await;
 }
 
 #[test]
