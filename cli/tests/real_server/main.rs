@@ -110,16 +110,21 @@ impl Cluster {
         );
     }
 
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mecha"));
+        command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
+        command.env("KUBECONFIG", self.server.kubeconfig()).env("MECHA_HOME", self.path("home"));
+        command
+    }
+
     /// Runs mecha in the folder, as the administrator of the cluster.
     fn mecha(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_mecha"))
-            .args(args)
-            .current_dir(self.folder.path())
-            .env("KUBECONFIG", self.server.kubeconfig())
-            .env("MECHA_HOME", self.path("home"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        self.command(args).output().unwrap()
+    }
+
+    /// Starts mecha likewise.
+    fn spawn(&self, args: &[&str]) -> Child {
+        self.command(args).spawn().unwrap()
     }
 
     /// Runs mecha, which must end with this status; what it printed, and what it complained about.

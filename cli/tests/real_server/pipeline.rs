@@ -50,6 +50,50 @@ fn a_pipeline_plans_applies_and_waits_and_a_second_run_changes_nothing() {
 }
 
 #[test]
+fn a_pipeline_that_is_killed_between_any_two_writes_is_run_again_and_comes_to_the_same_end() {
+    const STEPS: usize = 4;
+    let Some(cluster) = Cluster::start() else { return };
+    // Each claim waits for a namespace of its own, so the pipeline stands between two writes when it is killed.
+    let claim = |step| {
+        format!(
+            "apiVersion: mecha.dev/v1alpha1\nkind: CapabilityClaim\nmetadata: {{name: need, namespace: step-{step}}}\n\
+             spec: {{kind: pubsub}}\n"
+        )
+    };
+    cluster.write("claims.yaml", &(0..STEPS).map(claim).collect::<Vec<_>>().join("---\n"));
+    for step in 0..STEPS {
+        let mut pipeline = cluster.spawn(&["apply", ".", "--timeout", "100s"]);
+        if step > 0 {
+            cluster.server.create_namespaces(&[&format!("step-{}", step - 1)]);
+            let written = ["-n", &format!("step-{}", step - 1), "get", "capabilityclaim", "need"];
+            wait_until("the next claim", || cluster.server.kubectl_refused(&written).is_ok());
+        } else {
+            let written = ["-n", "team-a", "get", "environment", "team-a-dev"];
+            wait_until("what comes before the claims", || cluster.server.kubectl_refused(&written).is_ok());
+        }
+        assert!(pipeline.try_wait().unwrap().is_none(), "it waits for step-{step}");
+        pipeline.kill().unwrap();
+        pipeline.wait().unwrap();
+    }
+    cluster.server.create_namespaces(&[&format!("step-{}", STEPS - 1)]);
+    let last = cluster.ok(&["apply", "."]);
+    assert_eq!(
+        (last.matches(" unchanged\n").count(), last.matches(" created\n").count()),
+        (5 + STEPS - 1, 1),
+        "{last}"
+    );
+    let again = cluster.ok(&["apply", "."]);
+    assert_eq!(again.matches(" unchanged\n").count(), 5 + STEPS, "{again}");
+
+    // One that only waits leaves nothing behind.
+    let mut waiting = cluster.spawn(&["wait", "platform.yaml", "--timeout", "100s"]);
+    waiting.kill().unwrap();
+    waiting.wait().unwrap();
+    let _hub = cluster.hub();
+    Agent::default().report(&cluster.server, || cluster.ok(&["wait", "platform.yaml", "--timeout", "100s"]));
+}
+
+#[test]
 fn a_mistake_is_told_before_anything_is_written_and_the_server_has_the_last_word() {
     let Some(cluster) = Cluster::start() else { return };
     cluster.write("wrong.yaml", &PLATFORM.replace("classSelector", "classSelectr"));
@@ -158,12 +202,7 @@ fn the_server_that_restarts_in_the_middle_of_a_wait_is_waited_for() {
     let _hub = cluster.hub();
     cluster.ok(&["apply", "platform.yaml"]);
     cluster.ok(&["wait", "environment/team-a-dev", "-n", "team-a"]);
-    let mut waiting = std::process::Command::new(env!("CARGO_BIN_EXE_mecha"))
-        .args(["wait", "environment/another", "-n", "team-a", "--timeout", "110s"])
-        .env("KUBECONFIG", cluster.server.kubeconfig())
-        .env("MECHA_HOME", cluster.path("home"))
-        .spawn()
-        .unwrap();
+    let mut waiting = cluster.spawn(&["wait", "environment/another", "-n", "team-a", "--timeout", "110s"]);
     cluster.server.kill_apiserver();
     cluster.server.restart_apiserver();
     cluster.write("another.yaml", &edited().replace("name: team-a-dev,", "name: another,"));
