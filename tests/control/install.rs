@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 pub(crate) const NAMESPACE: &str = "mecha-system";
+/// Of the bindings.
+const BINDINGS: &str = "mecha-cluster-local";
 /// Names the folder with helm.
 const HELM: &str = "MECHA_HELM";
 
@@ -172,9 +174,27 @@ fn the_chart_installs_upgrades_and_leaves_kinds_and_objects_behind() {
         server.kubectl(&["-n", NAMESPACE, "get", "deployment", "mecha-hub", "-o", "jsonpath={.spec.replicas}"]);
     assert_eq!(replicas, "3");
 
+    // The agent's rights to bindings lie beside them, and the upgrade left both where they were.
+    let rights = || list(&server, &["-n", BINDINGS, "roles,rolebindings"]).len();
+    assert_eq!(rights(), 2);
+
     helm.run(&["uninstall", "mecha"]).unwrap();
     assert!(list(&server, &["-n", NAMESPACE, "deployments"]).is_empty());
+    assert_eq!(rights(), 0);
+    let namespace = || {
+        let text = server.kubectl(&["get", "namespace", BINDINGS, "-o", "json"]);
+        let namespace: Value = serde_json::from_str(&text).unwrap();
+        assert!(namespace["metadata"]["deletionTimestamp"].is_null(), "every binding would go: {namespace}");
+        namespace["metadata"]["uid"].clone()
+    };
+    let before = namespace();
     // Nothing is left that would refuse pods, and nothing is lost that people wrote.
     assert!(list(&server, &["mutatingwebhookconfigurations"]).is_empty());
     server.kubectl(&["get", "environmentclass", "development"]);
+    // A new installation takes up what the last one left, under the same name and, but for the kinds, under another.
+    for (release, kinds) in [("mecha", "true"), ("other", "false")] {
+        helm.run(&["install", release, &chart, "--set", &format!("crds.install={kinds}")]).unwrap();
+        assert_eq!((rights(), namespace()), (2, before.clone()), "{release}");
+        helm.run(&["uninstall", release]).unwrap();
+    }
 }

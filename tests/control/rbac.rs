@@ -142,12 +142,14 @@ fn a_stolen_token_of_a_role_opens_nothing_else() {
         &["get", "pods", "-n", "default"],
         &["create", "pods", "-n", "default"],
         &["patch", "capabilitybindings.mecha.dev", "-n", "default"],
+        &["patch", "capabilitybindings.mecha.dev/status", "-n", "mecha-cluster-local"],
         &["patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io"],
     ];
     let agent: &[&[&str]] = &[
         &["create", "pods", "-n", "default"],
         &["create", "pods/eviction", "-n", "default"],
         &["update", "capabilitybindings.mecha.dev", "-n", "mecha-cluster-local"],
+        &["list", "capabilitybindings.mecha.dev", "-A"],
         &["patch", "capabilityclaims.mecha.dev", "-n", "default"],
         &["patch", "configmaps", "-n", "default"],
         &["delete", "namespaces"],
@@ -192,6 +194,64 @@ fn what_the_roles_of_one_cluster_have_opens_nothing_in_another() {
             let refused = asks(&there, what).unwrap_err();
             assert!(refused.contains("Unauthorized") || refused.contains("must be logged in"), "{role}: {refused}");
         }
+    }
+}
+
+/// What the hub writes for the cluster CLUSTER.
+const BINDING: &str = "
+apiVersion: mecha.dev/v1alpha1
+kind: CapabilityBinding
+metadata: {name: shop, namespace: mecha-cluster-CLUSTER}
+spec:
+  environment: team-a/shop
+  namespace: shop
+  cluster: CLUSTER
+  revision: 1
+  leaderEpoch: 1
+  digest: sha256:77aa
+";
+
+#[test]
+fn the_agent_of_one_cluster_has_no_right_to_the_bindings_of_another() {
+    let Some(server) = server() else { return };
+    server.kubectl(&["create", "namespace", "mecha-cluster-b"]);
+    for cluster in ["local", "b"] {
+        server.apply(&BINDING.replace("CLUSTER", cluster)).unwrap();
+    }
+    let token = format!("--token={}", server.token_of(NAMESPACE, "mecha-agent"));
+    let path = |place: &str| format!("/apis/mecha.dev/v1alpha1/{place}capabilitybindings");
+    let patch = |cluster: &str| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let head = BINDING.split("spec:").next().unwrap().replace("CLUSTER", cluster);
+        std::fs::write(file.path(), format!("{head}status: {{appliedRevision: 1}}\n")).unwrap();
+        // Sends the patch and nothing before it.
+        let apply = ["apply", "--server-side", "--subresource=status", "--validate=false", &token, "-f"];
+        server.kubectl_refused(&[&apply[..], &[&file.path().to_string_lossy()]].concat())
+    };
+    // Each question as it is asked at home and at a neighbour's: get, list, watch, and the answer to a binding.
+    let asks = |cluster: &str| {
+        let home = format!("namespaces/mecha-cluster-{cluster}/");
+        let raw = |path: String| server.kubectl_refused(&[&token, "get", "--raw", &path]);
+        [
+            ("get", raw(format!("{}/shop", path(&home)))),
+            ("list", raw(path(&home))),
+            ("watch", raw(format!("{}?watch=1&timeoutSeconds=1", path(&home)))),
+            ("patch", patch(cluster)),
+        ]
+    };
+    for (verb, answer) in asks("local") {
+        let answer = answer.unwrap_or_else(|why| panic!("{verb} at home: {why}"));
+        assert!(verb == "watch" || answer.contains("shop"), "{verb} at home: {answer}");
+    }
+    for (verb, answer) in asks("b") {
+        let refused = answer.expect_err(verb);
+        assert!(refused.contains("Forbidden") && refused.contains("mecha-cluster-b"), "{verb}: {refused}");
+    }
+    // Nor may it ask for those of all clusters at once.
+    for query in ["", "?watch=1&timeoutSeconds=1"] {
+        let all = format!("{}{query}", path(""));
+        let refused = server.kubectl_refused(&[&token, "get", "--raw", &all]).unwrap_err();
+        assert!(refused.contains("Forbidden"), "{refused}");
     }
 }
 

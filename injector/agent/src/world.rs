@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use kube::Client;
-use mecha_apiserver::{CapabilityBinding, Followed, Selection, Tasks, follow};
+use mecha_apiserver::{CapabilityBinding, Followed, Selection, Tasks, cluster_namespace, follow};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -74,7 +74,7 @@ impl World {
     /// Follows everything. Bindings are those of one cluster, in its namespace.
     pub(crate) fn new(client: &Client, cluster: &str, reader: Reader, tasks: &Tasks) -> Self {
         let everywhere = Selection::default();
-        let own = Selection { namespace: Some(format!("mecha-cluster-{cluster}")), ..Selection::default() };
+        let own = Selection { namespace: Some(cluster_namespace(cluster)), ..Selection::default() };
         let injected = Selection { labels: Some(INJECTED.to_owned()), ..Selection::default() };
         Self {
             bindings: follow(client.clone(), &own, tasks),

@@ -41,6 +41,12 @@ pub type AppPlacement = Stored<kinds::AppPlacementSpec>;
 /// A CapabilityBinding.
 pub type CapabilityBinding = Stored<kinds::CapabilityBindingSpec>;
 
+/// The namespace of a cluster's bindings: its agent has rights to bindings there and nowhere else.
+#[must_use]
+pub fn cluster_namespace(cluster: &str) -> String {
+    format!("mecha-cluster-{cluster}")
+}
+
 impl<S: KindSpec> Stored<S> {
     /// An object without a status.
     #[must_use]

@@ -26,7 +26,7 @@ pub use events::Events;
 pub use follow::{Followed, Selection, follow};
 pub use kinds::{
     AppPlacement, CapabilityBackend, CapabilityBinding, CapabilityClaim, Environment, EnvironmentClass, MemberCluster,
-    Stored,
+    Stored, cluster_namespace,
 };
 pub use kube::runtime::events::EventType;
 pub use lease::{Leadership, Term, Timing};

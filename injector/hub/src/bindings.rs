@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mecha_apiserver::{CapabilityBinding, EventType};
+use mecha_apiserver::{CapabilityBinding, EventType, cluster_namespace};
 use mecha_decide::swap::Wish;
 use mecha_decide::{Choice, ClaimOutcome, MoveWhy, entries_digest, rule_for};
 use mecha_resources::kinds::{
@@ -24,12 +24,6 @@ pub const PROCEED: &str = "mecha.dev/proceed-swap";
 
 /// Label of a CapabilityBinding: its cluster.
 const CLUSTER: &str = "mecha.dev/cluster";
-
-/// Where the bindings of a cluster are.
-#[must_use]
-pub fn cluster_namespace(cluster: &str) -> String {
-    format!("mecha-cluster-{cluster}")
-}
 
 /// What is to be written about one environment's bindings.
 #[derive(Default)]

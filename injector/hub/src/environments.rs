@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use mecha_apiserver::{CapabilityClaim, Environment, EventType};
+use mecha_apiserver::{CapabilityClaim, Environment, EventType, cluster_namespace};
 use mecha_resources::kinds::{
     ClaimCount, ClaimPhase, ConditionStatus, EnvironmentCluster, EnvironmentConditionType, EnvironmentReason,
     EnvironmentStatus, Isolation,
 };
 
-use crate::bindings::{Bindings, bindings, cluster_namespace};
+use crate::bindings::{Bindings, bindings};
 use crate::claims::claim;
 use crate::conditions::{Aspect, conditions, few, holds};
 use crate::decide::Decided;
@@ -43,7 +43,7 @@ pub(crate) fn environment(context: &Context<'_>, decided: &Decided, environment:
     }
     let Bindings { ended, writes, clusters } = bindings(context, decided, &environment.key());
     let homes = clusters.iter().map(|cluster| cluster_namespace(cluster));
-    let missing = homes.filter(|home| !view.namespaces.contains_key(home));
+    let missing = homes.filter(|home| !view.namespaces.contains_key(home) && !view.homes.contains(home));
     row.writes.extend(missing.map(|home| Write::namespace(&home, None)));
     let mut last = Vec::new();
     let none = Vec::new();

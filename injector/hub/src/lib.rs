@@ -33,7 +33,7 @@ use mecha_apiserver::trace::Tracer;
 use mecha_apiserver::{Role, Timing};
 use mecha_decide::Hysteresis;
 
-pub use bindings::{ABORT, PROCEED, cluster_namespace};
+pub use bindings::{ABORT, PROCEED};
 
 /// How the hub works.
 #[derive(Clone, Debug)]

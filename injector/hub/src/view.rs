@@ -1,7 +1,7 @@
 //! Everything that the hub looks at, followed and at one moment.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
@@ -67,6 +67,9 @@ pub(crate) struct View {
     pub(crate) placements: Vec<Arc<AppPlacement>>,
     /// By the environment's namespace.
     pub(crate) bindings: BTreeMap<String, Vec<Arc<CapabilityBinding>>>,
+    /// Namespaces that hold bindings, whoever made them: that of the control part's own cluster comes with the
+    /// installation, together with the rights of the agent in it.
+    pub(crate) homes: BTreeSet<String>,
     /// Namespaces that the hub has made, and whether they are going.
     pub(crate) namespaces: BTreeMap<String, bool>,
     /// Components written by hand, as namespace and name.
@@ -165,7 +168,11 @@ impl Watches {
         }
         let name = |meta: &ObjectMeta| meta.name.clone().unwrap_or_default();
         let mut bindings = BTreeMap::<String, Vec<_>>::new();
+        let mut homes = BTreeSet::new();
         for binding in self.bindings.all() {
+            if !homes.contains(binding.namespace()) {
+                homes.insert(binding.namespace().to_owned());
+            }
             bindings.entry(binding.spec.namespace.clone()).or_default().push(binding);
         }
         let namespaces = self.namespaces.all();
@@ -178,6 +185,7 @@ impl Watches {
             claims: self.claims.all(),
             placements: self.placements.all(),
             bindings,
+            homes,
             namespaces: namespaces
                 .iter()
                 .map(|n| (name(&n.metadata), n.metadata.deletion_timestamp.is_some()))

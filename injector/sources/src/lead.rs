@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use kube::Api;
 use mecha_apiserver::{
     CapabilityBackend, CapabilityBinding, Events, FailureKind, Followed, Leadership, Role, Selection, Term,
-    apply_status, follow,
+    apply_status, cluster_namespace, follow,
 };
 use mecha_resources::kinds::ConditionStatus;
 use tokio::sync::watch;
@@ -33,9 +33,10 @@ pub(crate) async fn lead(options: Options, role: Role) {
     let gate = role.ready.wait_for("sources of backends");
     let metrics = Metrics::register(&mut role.metrics.lock());
     let everything = Selection::default();
+    let own = Selection { namespace: Some(cluster_namespace(&options.cluster_name)), ..Selection::default() };
     let mut leader = Leader {
         backends: follow(role.client.clone(), &everything, &role.tasks),
-        bindings: follow(role.client.clone(), &everything, &role.tasks),
+        bindings: follow(role.client.clone(), &own, &role.tasks),
         objects: Objects::new(role.client.clone(), role.tasks.clone()),
         probes: Probes::new(
             options.probe_program.clone(),

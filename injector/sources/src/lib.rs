@@ -5,6 +5,8 @@
 //! lacking, and `verifiedFeatures` what was proven. For each document that names a Secret of ours, that Secret is
 //! written from the source, and again when the source's values change, so that sidecars get them.
 //!
+//! Only the bindings of its own cluster are read, in the namespace `mecha-cluster-<name>`.
+//!
 //! One replica leads and writes. A source that goes takes nothing away: the condition says so, and what was written
 //! stays until no document names it.
 

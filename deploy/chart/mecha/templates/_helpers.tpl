@@ -11,6 +11,11 @@ app.kubernetes.io/part-of: mecha
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
+{{/* The namespace of this cluster's bindings, which ends what its agent may read of them. */}}
+{{- define "mecha.home" -}}
+mecha-cluster-{{ .Values.cluster }}
+{{- end }}
+
 {{/* What picks the pods of the role `role`. */}}
 {{- define "mecha.selector" -}}
 app.kubernetes.io/name: mecha-{{ .role }}

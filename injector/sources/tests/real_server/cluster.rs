@@ -22,7 +22,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: mecha-sources}
 rules:
-- {apiGroups: [mecha.dev], resources: [capabilitybackends, capabilitybindings], verbs: [list, watch]}
+- {apiGroups: [mecha.dev], resources: [capabilitybackends], verbs: [list, watch]}
 - {apiGroups: [mecha.dev], resources: [capabilitybackends/status], verbs: [patch]}
 - {apiGroups: [""], resources: [secrets], verbs: [get, watch, create, patch, delete]}
 - {apiGroups: [""], resources: [configmaps], verbs: [create]}
@@ -33,6 +33,17 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata: {name: mecha-sources}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: mecha-sources}
+subjects: [{kind: ServiceAccount, name: mecha-agent, namespace: mecha-system}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: mecha-sources, namespace: mecha-cluster-local}
+rules: [{apiGroups: [mecha.dev], resources: [capabilitybindings], verbs: [list, watch]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: mecha-sources, namespace: mecha-cluster-local}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: mecha-sources}
 subjects: [{kind: ServiceAccount, name: mecha-agent, namespace: mecha-system}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
