@@ -59,7 +59,7 @@ spec:
   revision: 7
   leaderEpoch: 12
   digest: sha256:77aa
-  entries: [{claim: orders, backend: pg-eu, role: Active, fencingEpoch: 3, access: ReadWrite, document: '{}'}]
+  entries: [{claim: orders, backend: pg-eu, role: Active, access: ReadWrite, document: '{}'}]
 ";
 
 const CLASS: &str = "
@@ -73,6 +73,22 @@ spec:
   - {kind: pubsub, backendSelector: {matchLabels: {engine: kafka}}, swap: {strategy: Drain, approval: Manual, deadline: 1h}}
 ";
 
+const MEMBER: &str = "
+apiVersion: mecha.dev/v1alpha1
+kind: MemberCluster
+metadata: {name: eu-1}
+spec: {accepted: false, region: eu-west}
+";
+
+const PLACEMENT: &str = "
+apiVersion: mecha.dev/v1alpha1
+kind: AppPlacement
+metadata: {name: orders-api, namespace: team-a-dev-env-jp7j4}
+spec:
+  appId: orders-api
+  clusters: {min: 1, max: 1}
+";
+
 /// `document` with one text in place of another.
 fn with(document: &str, old: &str, new: &str) -> String {
     assert!(document.contains(old), "{old}");
@@ -82,7 +98,7 @@ fn with(document: &str, old: &str, new: &str) -> String {
 #[test]
 fn the_server_keeps_the_rules_of_the_kinds() {
     let Some(server) = server() else { return };
-    for document in [CLASS, ENVIRONMENT, BACKEND, CLAIM, BINDING] {
+    for document in [CLASS, ENVIRONMENT, BACKEND, CLAIM, BINDING, MEMBER, PLACEMENT] {
         server.apply(document).unwrap();
         // A second time changes nothing, as GitOps tools expect.
         let before = server.kubectl(&["get", "mecha", "-A", "-o", "jsonpath={.items[*].metadata.resourceVersion}"]);
@@ -116,6 +132,58 @@ fn the_server_keeps_the_rules_of_the_kinds() {
             "isolation that is not built",
             with(CLASS, "type: development\n  cap", "type: development\n  isolation: vcluster\n  cap"),
             "isolation",
+        ),
+        (
+            "a template for isolation that is not built",
+            with(CLASS, "type: development\n  cap", "type: development\n  isolationTemplate: {manifest: {}}\n  cap"),
+            "isolationTemplate is not available yet",
+        ),
+        (
+            "failover that is not built",
+            with(CLASS, "type: development\n  cap", "type: development\n  failover: {mode: ActiveActive}\n  cap"),
+            "failover is not built yet",
+        ),
+        (
+            "an old backend kept for a time",
+            with(CLASS, "deadline: 1h", "deadline: 1h, retainOld: 72h"),
+            "retainOld is not available yet",
+        ),
+        (
+            "clusters that move one after the other",
+            with(CLASS, "deadline: 1h", "deadline: 1h, maxParallelClusters: 1"),
+            "maxParallelClusters is not available yet",
+        ),
+        (
+            "credentials sealed for a cluster",
+            with(BACKEND, "spec:\n", "spec:\n  credentialDelivery: Sealed\n"),
+            "credentialDelivery Sealed is not built yet",
+        ),
+        (
+            "data that goes with its claim",
+            with(CLAIM, "spec:\n", "spec:\n  reclaimPolicy: Delete\n"),
+            "reclaimPolicy Delete is not available yet",
+        ),
+        (
+            "a placement with failover",
+            with(PLACEMENT, "spec:\n", "spec:\n  failover: {mode: Burst}\n"),
+            "failover is not built yet",
+        ),
+        ("zones of a cluster", with(MEMBER, "region: eu-west", "zones: [a, b]"), "zones is not available yet"),
+        (
+            "where a cluster was imported from",
+            with(MEMBER, "region: eu-west", "origin: {apiVersion: v1, kind: ClusterProfile, name: eu-1}"),
+            "origin is not available yet",
+        ),
+        ("a standby", with(BINDING, "role: Active", "role: Standby"), "Standby and Overflow are not available yet"),
+        (
+            "a component to be read only",
+            with(BINDING, "access: ReadWrite", "access: ReadOnly"),
+            "access ReadOnly is not available yet",
+        ),
+        (
+            "a fenced writer",
+            with(BINDING, "role: Active", "role: Active, fencingEpoch: 1"),
+            "fencingEpoch is not available yet",
         ),
         ("a misspelt field", with(CLAIM, "scopes:", "scope:"), "scope"),
     ] {

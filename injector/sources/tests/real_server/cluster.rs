@@ -147,7 +147,7 @@ impl Cluster {
                     {"name": "connectionString", "secretKeyRef": {"name": secret, "key": "uri"}}]},
                 "auth": {"secretStore": "kubernetes"},
             });
-            json!({"claim": claim, "backend": backend, "role": "Active", "access": "ReadWrite", "fencingEpoch": 1,
+            json!({"claim": claim, "backend": backend, "role": "Active", "access": "ReadWrite",
                    "document": document.to_string()})
         };
         self.apply(&json!({

@@ -248,6 +248,9 @@ pub const MAX_ENTRIES: usize = 64;
 
 pub(super) const REVISION_FALLS: &str = "revision must not decrease; the writer has read an old object";
 pub(super) const EPOCH_FALLS: &str = "leaderEpoch must not decrease; the writer is no longer the leader";
+pub(super) const ROLE_UNBUILT: &str = "roles Primary, Standby and Overflow are not available yet; use Active";
+pub(super) const ACCESS_UNBUILT: &str = "access ReadOnly is not available yet; use ReadWrite";
+pub(super) const FENCING_UNBUILT: &str = "fencingEpoch is not available yet; leave it out or 0";
 pub(super) const BINDING_HOME_FIXED: &str = "environment and cluster cannot change";
 
 impl KindSpec for CapabilityBindingSpec {
@@ -265,6 +268,13 @@ impl KindSpec for CapabilityBindingSpec {
             if self.entries[..i].iter().any(|e| e.claim == entry.claim) {
                 found.push(Problem::new(format!("spec.entries[{i}].claim"), "is given twice"));
             }
+            let unbuilt = [
+                ("role", entry.role != Role::Active, ROLE_UNBUILT),
+                ("access", entry.access != Access::ReadWrite, ACCESS_UNBUILT),
+                ("fencingEpoch", entry.fencing_epoch != 0, FENCING_UNBUILT),
+            ];
+            let unbuilt = unbuilt.into_iter().filter(|(_, given, _)| *given);
+            found.extend(unbuilt.map(|(field, _, why)| Problem::new(format!("spec.entries[{i}].{field}"), why)));
             let strategy = entry.swap.as_ref().map(|s| s.strategy);
             if matches!(strategy, Some(SwapStrategy::OnRestart | SwapStrategy::DualWrite)) {
                 let path = format!("spec.entries[{i}].swap.strategy");

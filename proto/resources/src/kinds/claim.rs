@@ -217,6 +217,8 @@ pub struct CapabilityClaimStatus {
 }
 
 pub(super) const CLAIM_KIND_FIXED: &str = "kind cannot change; make a new claim";
+pub(super) const RECLAIM_UNBUILT: &str =
+    "reclaimPolicy Delete is not available yet; use Retain, and delete the data at the backend yourself";
 pub(super) const VALUES_FIT: &str =
     "In and NotIn need values, Gt and Lt one whole number, Exists and DoesNotExist none";
 pub(super) const CLAIM_HINT: &str = "prefer must be one of latency, cost, freeCapacity, sticky and fewestSurplus";
@@ -265,6 +267,9 @@ impl KindSpec for CapabilityClaimSpec {
         let mut found = unknown_features(self.kind, &self.features, "spec.features");
         found.extend(check_constraints(&self.constraints));
         found.extend(check_hints(&self.hints, |p| CLAIM_PREFERENCES.contains(&p), CLAIM_HINT));
+        if self.reclaim_policy == Some(ReclaimPolicy::Delete) {
+            found.push(Problem::new("spec.reclaimPolicy", RECLAIM_UNBUILT));
+        }
         found
     }
 

@@ -252,6 +252,12 @@ pub struct EnvironmentClassStatus {
 pub(super) const STRATEGY_UNBUILT: &str =
     "strategies OnRestart and DualWrite are not built yet; use Immediate or Drain";
 pub(super) const DRAIN_ONLY_QUEUES: &str = "strategy Drain is for kinds pubsub and binding; use Immediate";
+pub(super) const RETAIN_OLD_UNBUILT: &str =
+    "retainOld is not available yet; leave the field out: the data at the old backend stays until you delete it";
+pub(super) const PARALLEL_UNBUILT: &str =
+    "maxParallelClusters is not available yet; leave the field out: all clusters of an environment move together";
+pub(super) const ISOLATION_TEMPLATE_UNBUILT: &str =
+    "isolationTemplate is not available yet; leave the field out: isolation namespace needs none";
 pub(super) const ISOLATION_UNBUILT: &str = "isolation vcluster and cluster are not built yet; use namespace";
 pub(super) const FAILOVER_UNBUILT: &str = "failover is not built yet; leave the field out";
 pub(super) const FEATURE_UNKNOWN: &str = "holds a feature that its kind does not have";
@@ -285,12 +291,21 @@ impl KindSpec for EnvironmentClassSpec {
         if self.isolation.is_some_and(|i| i != Isolation::Namespace) {
             found.push(Problem::new("spec.isolation", ISOLATION_UNBUILT));
         }
+        if self.isolation_template.is_some() {
+            found.push(Problem::new("spec.isolationTemplate", ISOLATION_TEMPLATE_UNBUILT));
+        }
         if self.failover.is_some() {
             found.push(Problem::new("spec.failover", FAILOVER_UNBUILT));
         }
         for (i, rule) in self.capabilities.iter().enumerate() {
             let path = format!("spec.capabilities[{i}]");
             found.extend(unknown_features(rule.kind, &rule.require, &format!("{path}.require")));
+            if rule.swap.as_ref().is_some_and(|s| s.retain_old.is_some()) {
+                found.push(Problem::new(format!("{path}.swap.retainOld"), RETAIN_OLD_UNBUILT));
+            }
+            if rule.swap.as_ref().is_some_and(|s| s.max_parallel_clusters.is_some()) {
+                found.push(Problem::new(format!("{path}.swap.maxParallelClusters"), PARALLEL_UNBUILT));
+            }
             let strategy = rule.swap.as_ref().and_then(|s| s.strategy);
             match strategy {
                 Some(SwapStrategy::OnRestart | SwapStrategy::DualWrite) => {

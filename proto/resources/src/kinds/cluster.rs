@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use super::closed::closed;
 use super::common::Condition;
-use super::object::KindSpec;
+use super::object::{KindSpec, Problem};
 
 closed! {
     /// What a taint keeps away.
@@ -172,9 +172,25 @@ pub struct MemberClusterStatus {
     pub conditions: Vec<Condition<ClusterConditionType, ClusterReason>>,
 }
 
+pub(super) const ZONES_UNBUILT: &str =
+    "zones is not available yet; leave the field out: constraints look at labels of the MemberCluster and its region";
+pub(super) const ORIGIN_UNBUILT: &str =
+    "origin is not available yet, nothing is imported; leave the field out, or say it in an annotation";
+
 impl KindSpec for MemberClusterSpec {
     const KIND: &'static str = "MemberCluster";
     const PLURAL: &'static str = "memberclusters";
     const NAMESPACED: bool = false;
     type Status = MemberClusterStatus;
+
+    fn check(&self) -> Vec<Problem> {
+        let mut found = Vec::new();
+        if !self.zones.is_empty() {
+            found.push(Problem::new("spec.zones", ZONES_UNBUILT));
+        }
+        if self.origin.is_some() {
+            found.push(Problem::new("spec.origin", ORIGIN_UNBUILT));
+        }
+        found
+    }
 }

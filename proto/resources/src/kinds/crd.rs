@@ -10,7 +10,7 @@ use super::closed::closed;
 use super::{
     AppPlacementSpec, CapabilityBackendSpec, CapabilityBindingSpec, CapabilityClaimSpec, CapabilityKind,
     EnvironmentClassSpec, EnvironmentSpec, GROUP, KindSpec, MAX_ENTRIES, MemberClusterSpec, VERSION, backend, binding,
-    claim, class, environment, placement,
+    claim, class, cluster, environment, placement,
 };
 
 closed! {
@@ -219,9 +219,16 @@ const LIST_MAPS: &[(&str, &str, &str)] = &[
 #[must_use]
 pub fn rules(kind: &str) -> Vec<Rule> {
     match kind {
+        MemberClusterSpec::KIND => vec![
+            rule("spec", "!has(self.zones) || size(self.zones) == 0", cluster::ZONES_UNBUILT),
+            rule("spec", "!has(self.origin)", cluster::ORIGIN_UNBUILT),
+        ],
         EnvironmentClassSpec::KIND => vec![
             rule("spec", "!has(self.isolation) || self.isolation == 'namespace'", class::ISOLATION_UNBUILT),
+            rule("spec", "!has(self.isolationTemplate)", class::ISOLATION_TEMPLATE_UNBUILT),
             rule("spec", "!has(self.failover)", class::FAILOVER_UNBUILT),
+            rule("spec.capabilities[].swap", "!has(self.retainOld)", class::RETAIN_OLD_UNBUILT),
+            rule("spec.capabilities[].swap", "!has(self.maxParallelClusters)", class::PARALLEL_UNBUILT),
             rule(
                 "spec.capabilities[].swap",
                 "!has(self.strategy) || self.strategy in ['Immediate', 'Drain']",
@@ -262,6 +269,7 @@ pub fn rules(kind: &str) -> Vec<Rule> {
             rule("spec", features("features"), class::FEATURE_UNKNOWN),
             rule("spec.constraints[]", VALUES_FIT, claim::VALUES_FIT),
             rule("spec.hints[]", format!("self.prefer in {}", list(claim::CLAIM_PREFERENCES)), claim::CLAIM_HINT),
+            rule("spec", "!has(self.reclaimPolicy) || self.reclaimPolicy == 'Retain'", claim::RECLAIM_UNBUILT),
         ],
         AppPlacementSpec::KIND => vec![
             rule("spec.appId", "self == oldSelf", placement::APP_FIXED),
@@ -302,6 +310,9 @@ pub fn rules(kind: &str) -> Vec<Rule> {
                 "!has(self.swap) || self.swap.strategy in ['Immediate', 'Drain']",
                 class::STRATEGY_UNBUILT,
             ),
+            rule("spec.entries[]", "self.role == 'Active'", binding::ROLE_UNBUILT),
+            rule("spec.entries[]", "self.access == 'ReadWrite'", binding::ACCESS_UNBUILT),
+            rule("spec.entries[]", "!has(self.fencingEpoch) || self.fencingEpoch == 0", binding::FENCING_UNBUILT),
         ],
         _ => Vec::new(),
     }

@@ -21,7 +21,8 @@ pub struct EnvironmentSpec {
     /// The same as classSelector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub composition_selector: Option<LabelSelector>,
-    /// Free parameters.
+    /// Free parameters, for the platform's own tools. Of them `installInfra` is a column; the control part acts on
+    /// none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parameters: BTreeMap<String, serde_json::Value>,
     /// How long it lives; for ever when absent.

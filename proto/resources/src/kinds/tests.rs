@@ -336,6 +336,9 @@ mod crds {
         }
         for (pointer, value) in [
             ("/isolation", json!("vcluster")),
+            ("/isolationTemplate", json!({"manifest": {}})),
+            ("/capabilities/0/swap", json!({"retainOld": "72h"})),
+            ("/capabilities/0/swap", json!({"maxParallelClusters": 1})),
             ("/failover", json!({"mode": "ActiveActive"})),
             ("/capabilities/0/swap/strategy", json!("DualWrite")),
             ("/capabilities/0/swap/strategy", json!("OnRestart")),
@@ -365,6 +368,11 @@ mod crds {
             same_as_rust::<AppPlacementSpec>(with(&placement, "/hints", hints), None);
         }
         same_as_rust::<CapabilityClaimSpec>(with(&claim, "/kind", json!("lock")), Some(claim.clone()));
+        same_as_rust::<CapabilityClaimSpec>(with(&claim, "/reclaimPolicy", json!("Delete")), None);
+        let origin = json!({"apiVersion": "v1", "kind": "ClusterProfile", "name": "eu-1"});
+        for spec in [json!({}), json!({"zones": []}), json!({"zones": ["a"]}), json!({"origin": origin})] {
+            same_as_rust::<MemberClusterSpec>(spec, None);
+        }
         let hard = json!({"key": "region", "minGroups": 2, "whenUnsatisfiable": "DoNotSchedule"});
         for (pointer, value) in [
             ("/clusters", json!({"min": 3, "max": 2})),
@@ -380,7 +388,14 @@ mod crds {
         {
             same_as_rust::<CapabilityBindingSpec>(with(&binding, pointer, value), Some(binding.clone()));
         }
-        same_as_rust::<CapabilityBindingSpec>(with(&binding, "/entries/0/swap/strategy", json!("DualWrite")), None);
+        for (field, value) in [
+            ("swap/strategy", json!("DualWrite")),
+            ("role", json!("Standby")),
+            ("access", json!("ReadOnly")),
+            ("fencingEpoch", json!(1)),
+        ] {
+            same_as_rust::<CapabilityBindingSpec>(with(&binding, &format!("/entries/0/{field}"), value), None);
+        }
         for given in 0..8u8 {
             let mut spec = json!({});
             for (bit, (name, value)) in
