@@ -37,7 +37,7 @@ pub use metadata::{ConfigErrors, FieldError, Metadata, did_you_mean, parse_bool,
 pub use pubsub::{
     BulkPublish, BulkReply, Deliver, Delivery, FailedEntry, PubSub, PubSubCaps, Publish, Subscribe, Trial, Verdict,
 };
-pub use registry::{Field, FieldType, Lookup, Prepare, Prepared, Registration, Registry};
+pub use registry::{Field, FieldType, Hold, Lookup, Prepare, Prepared, Registration, Registry};
 pub use resolver::{Instance, NameResolver, Target};
 pub use secret::{Secret, SecretCaps, SecretMap, SecretStore};
 pub use state::{

@@ -78,12 +78,29 @@ impl Field {
     }
 }
 
+/// A resource (port, file, consumer id) that an instance holds, alone or beside others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// Its name.
+    pub resource: String,
+    /// Nobody else can have it meanwhile.
+    pub alone: bool,
+}
+
+impl Hold {
+    /// Whether the holders of both cannot be there at a time.
+    #[must_use]
+    pub fn excludes(&self, other: &Self) -> bool {
+        self.resource == other.resource && (self.alone || other.alone)
+    }
+}
+
 /// A component whose metadata was accepted: everything that can be known
 /// without touching the outside is known.
 #[async_trait]
 pub trait Prepared<C: ?Sized + 'static>: Send {
-    /// A resource (port, file, consumer id) that two instances cannot share.
-    fn exclusive(&self) -> Option<&str> {
+    /// What an instance holds that another one of the same document may want, too.
+    fn holds(&self) -> Option<Hold> {
         None
     }
 

@@ -10,6 +10,7 @@ fn config(dir: &TempDir) -> DbConfig {
     DbConfig {
         uri: format!("file:{}", dir.path().join("x.db").display()),
         memory: false,
+        alone: false,
         solo: false,
         wal: true,
         read_only: false,

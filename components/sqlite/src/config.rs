@@ -35,6 +35,8 @@ pub(crate) struct DbConfig {
     pub(crate) uri: String,
     /// The database lives in memory and is gone with its connection.
     pub(crate) memory: bool,
+    /// Nobody else gets at the file: its locking mode is exclusive.
+    pub(crate) alone: bool,
     /// One connection only: an in-memory database, or an exclusive locking mode.
     pub(crate) solo: bool,
     /// Write-ahead log; otherwise a rollback journal.
@@ -70,6 +72,7 @@ impl DbConfig {
         let mut config = Self {
             uri: String::new(),
             memory: false,
+            alone: false,
             solo: false,
             wal: true,
             read_only: false,
@@ -138,7 +141,9 @@ impl DbConfig {
             return Err(malformed());
         }
         // With this mode a second connection, even of this process, would never get in.
-        self.solo |= name.eq_ignore_ascii_case("locking_mode") && value.eq_ignore_ascii_case("exclusive");
+        let alone = name.eq_ignore_ascii_case("locking_mode") && value.eq_ignore_ascii_case("exclusive");
+        self.alone |= alone;
+        self.solo |= alone;
         self.pragmas.push((name.to_ascii_lowercase(), value.to_owned()));
         Ok(())
     }

@@ -10,8 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use mecha_components_api::{
     BuildCx, BulkState, Clock, Component, Concurrency, ConfigErrors, DeleteState, Error, Field, FieldType, GetState,
-    Item, KeyPage, ListKeys, Metadata, Prepared, Registration, Result, SetState, StateCaps, StateStore, TransactOp,
-    TransactState, Ttl, Value,
+    Hold, Item, KeyPage, ListKeys, Metadata, Prepared, Registration, Result, SetState, StateCaps, StateStore,
+    TransactOp, TransactState, Ttl, Value,
 };
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, Transaction, TransactionBehavior, params};
@@ -136,6 +136,11 @@ fn prepare(md: &Metadata, _version: &str) -> std::result::Result<Box<dyn Prepare
 
 #[async_trait]
 impl Prepared<dyn StateStore> for SqliteStateConfig {
+    fn holds(&self) -> Option<Hold> {
+        let file = self.db.uri.split('?').next().unwrap_or_default();
+        (!self.db.memory).then(|| Hold { resource: file.to_owned(), alone: self.db.alone })
+    }
+
     async fn build(self: Box<Self>, cx: &BuildCx) -> Result<Arc<dyn StateStore>> {
         let upkeep = (!self.cleanup_interval.is_zero()).then(|| sweep(&self, Arc::clone(&cx.clock)));
         let setup = migrate(self.table.clone(), self.metadata_table.clone());

@@ -41,6 +41,12 @@ impl EtagMark {
         }
     }
 
+    /// What is to be known of it once the store is gone.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self { own: self.own, shown: AtomicBool::new(self.is_shown()) }
+    }
+
     /// Whether ETags are handed out with the mark.
     #[must_use]
     pub fn is_shown(&self) -> bool {

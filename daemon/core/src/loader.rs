@@ -24,6 +24,7 @@ use crate::bindings::Inputs;
 use crate::core::Core;
 use crate::policies::{ComponentKind, Guarded, Policies};
 use crate::store::{Block, Degraded, Found, Info, Snapshot};
+use exchange::Emptying;
 use reconcile::Entry;
 
 pub use moving::{Moving, Standing, Wanted};
@@ -74,6 +75,7 @@ pub struct Loader {
     /// What is wanted, by name. Held while a set of documents is applied.
     desired: tokio::sync::Mutex<BTreeMap<String, Entry>>,
     draining: Arc<Semaphore>,
+    emptying: Emptying,
 }
 
 impl fmt::Debug for Loader {
@@ -149,6 +151,7 @@ impl Loader {
             cx,
             desired: tokio::sync::Mutex::default(),
             draining: Arc::new(Semaphore::new(MOST_DRAINING)),
+            emptying: Emptying::default(),
         }
     }
 

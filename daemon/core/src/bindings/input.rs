@@ -317,18 +317,20 @@ impl Leaving {
     }
 
     /// Lets the source go: one that keeps events is read until it is empty where `read_on` says
-    /// so, else until the next one reads. Events in flight are finished; all within `deadline`.
-    pub async fn drain(self, read_on: bool, deadline: Duration) -> Drained {
+    /// so, else until the next one reads. Events in flight are finished; all within `deadline`. Once
+    /// `taken_over` fires, a later source reads what this one does, and it is not read any further.
+    pub async fn drain(self, read_on: bool, deadline: Duration, taken_over: &CancellationToken) -> Drained {
         let Reading { handle, tasks, busy, standing } = self.reading;
         let (in_flight, before) = (busy.running(), busy.given_back());
         let limit = tokio::time::Instant::now() + deadline;
         let mut emptied = None;
         if read_on && handle.inner.keeps_events() {
             let empty = || *standing.borrow() != Standing::Secured && busy.idle_for(EMPTY);
-            while !empty() && tokio::time::Instant::now() < limit && !tasks.stopping().is_cancelled() {
+            let over = || taken_over.is_cancelled() || tasks.stopping().is_cancelled();
+            while !empty() && tokio::time::Instant::now() < limit && !over() {
                 tokio::time::sleep(LOOK).await;
             }
-            emptied = Some(empty());
+            emptied = (!taken_over.is_cancelled()).then(empty);
         } else if let Some(mut next) = self.next {
             let _ = tokio::time::timeout_at(limit, next.wait_for(|s| *s != Standing::Secured)).await;
         }

@@ -1,14 +1,16 @@
 //! One instance takes another's place: new first, switch, drain, close.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use mecha_components_api::CancellationToken;
 use mecha_resources::Component;
+use parking_lot::Mutex;
 
-use super::instance::{Draft, Instance, Parts};
+use super::instance::{Draft, Instance, Parts, Source};
 use super::{Failure, Loader};
 use crate::bindings::Leaving;
+use crate::etag::EtagMark;
 use crate::pubsub::{Leave, Swap};
 use crate::store::drain_until;
 use crate::swap::{Drained, Pending};
@@ -25,6 +27,31 @@ const SHORT_GRACE: Duration = Duration::from_secs(3);
 pub(super) const IDLE: Duration = Duration::from_secs(3);
 /// How long an old broker is read at most.
 const READ_OLD: Duration = Duration::from_secs(90);
+
+/// Said of an instance that is not read to its end.
+const TAKEN_OVER: &str = "a later change came back to it: what was left there is for the instance of that change";
+
+/// Replaced instances that are read until they are empty, by name and by what they read. A later instance
+/// that reads the same takes the reading over.
+#[derive(Default)]
+pub(super) struct Emptying(Mutex<Vec<(String, Source, Weak<CancellationToken>)>>);
+
+impl Emptying {
+    /// One more; it is off the list once the token is dropped.
+    fn add(&self, name: &str, source: Option<Source>) -> Arc<CancellationToken> {
+        let taken_over = Arc::default();
+        let mut all = self.0.lock();
+        all.retain(|(.., token)| token.strong_count() > 0);
+        all.extend(source.map(|source| (name.to_owned(), source, Arc::downgrade(&taken_over))));
+        taken_over
+    }
+
+    fn take_over(&self, name: &str, source: &Source) {
+        let all = self.0.lock();
+        let mine = all.iter().filter(|(n, s, _)| n == name && s == source);
+        mine.filter_map(|(.., token)| token.upgrade()).for_each(|token| token.cancel());
+    }
+}
 
 /// What reads from an instance that is left.
 #[derive(Default)]
@@ -47,9 +74,7 @@ impl Loader {
         let core = &self.core;
         let name = instance.info.name.clone();
         let old = Parts::of(&core.store.snapshot(), &name);
-        if let Some(old) = &old {
-            instance.follow(old);
-        }
+        instance.follow(old.as_ref().and_then(Parts::etags));
         let parts = instance.parts.clone();
         let same_place = old.as_ref().is_some_and(|old| old.same_place(&parts));
         let publish = async { core.store.edit(|s| instance.publish(s)).await };
@@ -75,7 +100,7 @@ impl Loader {
                     Some(input) => match self.inputs.replace(core, input.clone(), ATTACH, keeps).await {
                         Ok(before) => before,
                         Err(late) => {
-                            let _ = late.drain(false, SHORT_GRACE).await;
+                            let _ = late.drain(false, SHORT_GRACE, &CancellationToken::new()).await;
                             parts.close().await;
                             return Err(format!("its source was not in place within {ATTACH:?}"));
                         }
@@ -91,6 +116,9 @@ impl Loader {
                 }
             }
             Parts::State(_) | Parts::Secret(_) | Parts::Lock(_) => publish.await,
+        }
+        if let Some(source) = parts.source() {
+            self.emptying.take_over(&name, &source);
         }
         let Some(old) = old else {
             if let Some(pending) = pending.take() {
@@ -133,21 +161,21 @@ impl Loader {
         let name = c.meta.name.as_str();
         let old = self.take_out(name).await;
         self.degrade(c, "it is being replaced, and its two instances cannot share what they need").await;
-        if let Some(old) = &old {
+        let etags = old.as_ref().and_then(Parts::etags).map(EtagMark::copy);
+        if let Some(old) = old {
             let mut readers = Readers::default();
-            self.leave_readers(old, name, &mut readers).await;
-            let end = drain_all(old.clone(), readers, true, 1, SHORT_GRACE, self.core.tasks.stopping());
-            end.await;
+            self.leave_readers(&old, name, &mut readers).await;
+            let (never, stopping) = (CancellationToken::new(), self.core.tasks.stopping());
+            // Nothing serves meanwhile, so a copy that would be waited for must not be left.
+            drain_all(old, readers, true, 1, SHORT_GRACE, &never, stopping).await;
         }
         match self.make(c, draft, true).await {
             Ok(instance) => {
-                if let Some(old) = &old {
-                    instance.follow(old);
-                }
+                instance.follow(etags.as_ref());
                 Ok(instance)
             }
             Err(failure) => {
-                let restored = match self.restore(before).await {
+                let restored = match self.restore(before, etags.as_ref()).await {
                     Ok(()) => true,
                     Err(e) => {
                         tracing::error!(
@@ -162,10 +190,11 @@ impl Loader {
         }
     }
 
-    async fn restore(self: &Arc<Self>, before: &Component) -> Result<(), String> {
+    async fn restore(self: &Arc<Self>, before: &Component, etags: Option<&EtagMark>) -> Result<(), String> {
         let drawn = self.draw(before).await;
         let draft = self.draft(before, &drawn).map_err(|f| f.cause)?;
         let instance = self.make(before, draft, false).await.map_err(|f| f.cause)?;
+        instance.follow(etags);
         self.exchange(instance, &mut None).await
     }
 
@@ -214,6 +243,10 @@ impl Loader {
         let events = readers.subscriptions.as_ref().map_or(0, Swap::in_flight)
             + readers.input.as_ref().map_or(0, Leaving::in_flight);
         let in_flight = old.users().saturating_sub(standing) + events;
+        let taken_over = match (same_place, old.info()) {
+            (false, Some(info)) => self.emptying.add(&info.name, old.source()),
+            _ => Arc::default(),
+        };
         let pending = pending.map(|mut pending| {
             if let Some(receipt) = pending.receipt() {
                 receipt.data_moved = moved;
@@ -226,8 +259,13 @@ impl Loader {
         let stopping = self.core.tasks.stopping().clone();
         self.core.tasks.spawn("drain of a replaced component", async move {
             let _permit = permit;
-            let drained = drain_all(old, readers, same_place, in_flight, GRACE, &stopping).await;
-            if let Some(pending) = pending {
+            let drained = drain_all(old, readers, same_place, in_flight, GRACE, &taken_over, &stopping).await;
+            if let Some(mut pending) = pending {
+                if taken_over.is_cancelled()
+                    && let Some(receipt) = pending.receipt()
+                {
+                    receipt.reason = Some(TAKEN_OVER.to_owned());
+                }
                 pending.ended(drained);
             }
         });
@@ -243,22 +281,24 @@ fn settle(mut pending: Pending, in_flight: u64, moved: Option<bool>, drained: Dr
     pending.ended(drained);
 }
 
+/// Drains and closes `old`. Once `taken_over` fires, nobody waits until what it reads is empty.
 pub(super) async fn drain_all(
     old: Parts,
     readers: Readers,
     same_place: bool,
     in_flight: u64,
     grace: Duration,
+    taken_over: &CancellationToken,
     stopping: &CancellationToken,
 ) -> Drained {
     let mut drained = Drained::default();
     if let Some(swap) = readers.subscriptions {
         let (leave, deadline) = if same_place { (Leave::AtOnce, grace) } else { (Leave::WhenIdle(IDLE), READ_OLD) };
-        drained = drained.and(swap.drain(leave, deadline, grace).await);
+        drained = drained.and(swap.drain(leave, deadline, grace, taken_over).await);
     }
     if let Some(input) = readers.input {
         let deadline = if same_place { grace } else { READ_OLD };
-        drained = drained.and(input.drain(!same_place, deadline).await);
+        drained = drained.and(input.drain(!same_place, deadline, taken_over).await);
     }
     let left = match old {
         Parts::State(h) => drain_until(h, grace, stopping).await,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use mecha_components_api::{
-    BuildCx, ConfigErrors, ConfigurationStore, Error, Field, FieldType, InputBinding, LockStore, Lookup, Metadata,
-    OutputBinding, Prepared, PubSub, Registration, Registry, SecretStore, StateStore,
+    BuildCx, ConfigErrors, ConfigurationStore, Error, Field, FieldType, Hold, InputBinding, LockStore, Lookup,
+    Metadata, OutputBinding, Prepared, PubSub, Registration, Registry, SecretStore, StateStore,
 };
 use mecha_resources::{Component, ValueSource};
 
@@ -42,11 +42,19 @@ const PUBSUB_KEYS: &[&str] =
 const BINDING_KEYS: &[&str] = &["direction", "route"];
 const LOCK_KEYS: &[&str] = &["keyPrefix"];
 
+/// What events are read from. Equal for two instances that read the same ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Source {
+    kind: Arc<str>,
+    prefix: Option<Arc<str>>,
+    place: String,
+}
+
 /// A component whose metadata was accepted; nothing outside was touched.
 pub(super) struct Draft {
     parts: DraftParts,
-    /// What two instances cannot share.
-    pub(super) exclusive: Option<String>,
+    /// What its instance holds.
+    pub(super) holds: Option<Hold>,
 }
 
 enum DraftParts {
@@ -165,18 +173,31 @@ impl Parts {
             (Self::State(a), Self::State(b)) => {
                 a.info.kind == b.info.kind && a.extra.keys == b.extra.keys && same(a.inner.place(), b.inner.place())
             }
-            (Self::PubSub(a), Self::PubSub(b)) => {
-                a.info.kind == b.info.kind
-                    && a.extra.namespace_prefix == b.extra.namespace_prefix
-                    && same(a.inner.place(), b.inner.place())
+            (Self::PubSub(_), Self::PubSub(_)) | (Self::Binding { .. }, Self::Binding { .. }) => {
+                self.source().is_some_and(|source| other.source() == Some(source))
             }
             (Self::Configuration(a), Self::Configuration(b)) => same(a.inner.place(), b.inner.place()),
             (Self::Lock(a), Self::Lock(b)) => a.extra == b.extra && same(a.inner.place(), b.inner.place()),
-            (Self::Binding { input: Some(a), .. }, Self::Binding { input: Some(b), .. }) => {
-                same(a.inner.place(), b.inner.place())
-            }
             _ => false,
         }
+    }
+
+    /// What its ETags tell of the store they are from.
+    pub(super) fn etags(&self) -> Option<&EtagMark> {
+        match self {
+            Self::State(h) => Some(&h.extra.etags),
+            _ => None,
+        }
+    }
+
+    /// What it reads events from; `None` where it reads none, or nobody can tell.
+    pub(super) fn source(&self) -> Option<Source> {
+        let (info, prefix, place) = match self {
+            Self::PubSub(h) => (&h.info, h.extra.namespace_prefix.clone(), h.inner.place()),
+            Self::Binding { input: Some(h), .. } => (&h.info, None, h.inner.place()),
+            _ => return None,
+        };
+        Some(Source { kind: info.kind.clone(), prefix, place: place? })
     }
 
     /// Whether data of the app lies in it.
@@ -239,9 +260,9 @@ impl Parts {
 
 impl Instance {
     /// Lets ETags go on from those of the instance before; call it before this one takes calls.
-    pub(super) fn follow(&self, before: &Parts) {
-        if let (Parts::State(new), Parts::State(old)) = (&self.parts, before) {
-            new.extra.etags.follow(&old.extra.etags);
+    pub(super) fn follow(&self, before: Option<&EtagMark>) {
+        if let (Some(new), Some(before)) = (self.parts.etags(), before) {
+            new.follow(before);
         }
     }
 
@@ -310,18 +331,17 @@ impl Loader {
             }
             Block::Binding => self.draft_binding(c, md)?,
         };
-        let exclusive = match &parts {
-            DraftParts::State(p, _) => p.exclusive(),
-            DraftParts::PubSub(p, _) => p.exclusive(),
-            DraftParts::Secret(p) => p.exclusive(),
-            DraftParts::Configuration(p) => p.exclusive(),
-            DraftParts::Lock(p, _) => p.exclusive(),
+        let holds = match &parts {
+            DraftParts::State(p, _) => p.holds(),
+            DraftParts::PubSub(p, _) => p.holds(),
+            DraftParts::Secret(p) => p.holds(),
+            DraftParts::Configuration(p) => p.holds(),
+            DraftParts::Lock(p, _) => p.holds(),
             DraftParts::Binding { input, output, .. } => {
-                input.as_ref().and_then(|p| p.exclusive()).or_else(|| output.as_ref().and_then(|p| p.exclusive()))
+                input.as_ref().and_then(|p| p.holds()).or_else(|| output.as_ref().and_then(|p| p.holds()))
             }
         };
-        let exclusive = exclusive.map(str::to_owned);
-        Ok(Draft { parts, exclusive })
+        Ok(Draft { parts, holds })
     }
 
     fn draft_binding(&self, c: &Component, md: Metadata) -> Result<DraftParts, Failure> {

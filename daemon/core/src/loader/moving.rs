@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use mecha_components_api::{CancellationToken, Hold};
 use mecha_resources::Component;
 use mecha_resources::kinds::SwapPhase;
 use parking_lot::Mutex;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 use super::content::Drawn;
 use super::exchange::{ATTACH, GRACE, IDLE, Readers, drain_all};
 use super::instance::{Instance, Parts};
-use super::reconcile::{Entry, KIND, Running, Step, Trouble, kind_and_version};
+use super::reconcile::{Entry, KIND, Running, Step, Trouble, excluded, kind_and_version};
 use super::{Failure, LoadFailure, Loader};
 use crate::pubsub::Subscriptions;
 use crate::sides::{Act, Have, Side, Target, next};
@@ -80,7 +81,7 @@ pub(super) struct Sides {
 struct Beside {
     document: Component,
     content: u64,
-    exclusive: Option<String>,
+    holds: Option<Hold>,
     instance: Instance,
     opened: Instant,
 }
@@ -318,10 +319,10 @@ impl Loader {
     ) -> Result<(), Failure> {
         let (c, drawn) = (side.document, side.drawn);
         let draft = self.draft(c, drawn)?;
-        let exclusive = draft.exclusive.clone();
-        let held = entry.running.as_ref().map(|r| &r.exclusive);
-        let held = held.into_iter().chain(entry.sides.beside.as_ref().map(|b| &b.exclusive));
-        if let Some(what) = held.flatten().find(|held| Some(*held) == exclusive.as_ref()) {
+        let holds = draft.holds.clone();
+        let held = entry.running.as_ref().map(|r| &r.holds);
+        let mut held = held.into_iter().chain(entry.sides.beside.as_ref().map(|b| &b.holds));
+        if let Some(Hold { resource: what, .. }) = held.find(|held| excluded(held, &holds)).and_then(Option::as_ref) {
             let cause = format!("both sides of the move need {what} for themselves and cannot be open together");
             return Err(Failure::init(c, cause, true));
         }
@@ -334,7 +335,7 @@ impl Loader {
                 self.core.swaps.begin(Subject { kind: KIND, name, change: Change::Updated, from, to })
             });
             self.exchange(instance, &mut pending).await.map_err(|e| Failure::init(c, e, false))?;
-            entry.running = Some(Running { document: c.clone(), content: drawn.content, exclusive });
+            entry.running = Some(Running { document: c.clone(), content: drawn.content, holds });
         } else {
             match &instance.parts {
                 Parts::PubSub(h) => self.core.pubsub.manager().read_beside(h.clone()).await,
@@ -343,7 +344,7 @@ impl Loader {
             }
             let (document, content) = (c.clone(), drawn.content);
             let opened = Instant::now();
-            entry.sides.beside = Some(Beside { document, content, exclusive, instance, opened });
+            entry.sides.beside = Some(Beside { document, content, holds, instance, opened });
         }
         self.core.metrics.component_loaded();
         self.core.metrics.component_initialised(&c.kind);
@@ -362,7 +363,7 @@ impl Loader {
         let core = &self.core;
         let old = Parts::of(&core.store.snapshot(), name);
         if let Some(old) = &old {
-            next.instance.follow(old);
+            next.instance.follow(old.etags());
         }
         // They may have changed since it was opened.
         next.instance.parts.set_policies(&self.policies.load(), name);
@@ -396,11 +397,8 @@ impl Loader {
         }
         let Some(next) = entry.sides.beside.take() else { return Ok(()) };
         let moved = old.as_ref().is_some_and(|old| old.holds_data() && !old.same_place(&parts));
-        let before = entry.running.replace(Running {
-            document: next.document,
-            content: next.content,
-            exclusive: next.exclusive,
-        });
+        let before =
+            entry.running.replace(Running { document: next.document, content: next.content, holds: next.holds });
         // The copies for the exchange would count as users.
         drop((next.instance, parts));
         if let (Some(before), Some(parts)) = (before, old)
@@ -409,7 +407,7 @@ impl Loader {
             entry.sides.beside = Some(Beside {
                 document: before.document,
                 content: before.content,
-                exclusive: before.exclusive,
+                holds: before.holds,
                 instance: Instance { info, parts },
                 opened: Instant::now(),
             });
@@ -470,7 +468,8 @@ impl Loader {
         let stopping = self.core.tasks.stopping().clone();
         self.core.tasks.spawn("drain of a side of a move", async move {
             let _permit = permit;
-            let mut drained = drain_all(parts, readers, at_once || same_place, in_flight, GRACE, &stopping).await;
+            let (at_once, never) = (at_once || same_place, CancellationToken::new());
+            let mut drained = drain_all(parts, readers, at_once, in_flight, GRACE, &never, &stopping).await;
             drained.redelivered += redelivered;
             drained.emptied = drained.emptied.or(reads.then_some(rest.empty));
             *closing.drained.lock() = drained;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mecha_components_api::Hold;
 use mecha_resources::Component;
 use tokio::time::Instant;
 
@@ -37,7 +38,7 @@ pub(super) struct Entry {
 pub(super) struct Running {
     pub(super) document: Component,
     pub(super) content: u64,
-    pub(super) exclusive: Option<String>,
+    pub(super) holds: Option<Hold>,
 }
 
 /// Why it does not run as it is wanted.
@@ -249,8 +250,8 @@ impl Loader {
             Ok(draft) => draft,
             Err(failure) => return self.failed(c, entry, drawn, failure, pending).await,
         };
-        let exclusive = draft.exclusive.clone();
-        let clash = entry.running.as_ref().filter(|r| r.exclusive.is_some() && r.exclusive == exclusive);
+        let holds = draft.holds.clone();
+        let clash = entry.running.as_ref().filter(|r| excluded(&r.holds, &holds));
         let made = match clash.map(|r| r.document.clone()) {
             Some(before) => match self.in_short_order(c, draft, &before).await {
                 Ok(instance) => Ok(instance),
@@ -283,7 +284,7 @@ impl Loader {
             }
             tracing::info!(target: "dapr.runtime.hotreload", "Component updated: {}", c.log_name());
         }
-        entry.running = Some(Running { document: c.clone(), content: drawn.content, exclusive });
+        entry.running = Some(Running { document: c.clone(), content: drawn.content, holds });
         entry.trouble = None;
         Ok(Step::Changed)
     }
@@ -383,6 +384,11 @@ impl Loader {
         let from = running.map(|r| kind_and_version(&r.document));
         Subject { kind: KIND, name: c.meta.name.clone(), change, from, to: Some(kind_and_version(c)) }
     }
+}
+
+/// Whether two instances cannot be there at a time.
+pub(super) fn excluded(one: &Option<Hold>, other: &Option<Hold>) -> bool {
+    one.as_ref().zip(other.as_ref()).is_some_and(|(one, other)| one.excludes(other))
 }
 
 pub(super) fn kind_and_version(c: &Component) -> String {

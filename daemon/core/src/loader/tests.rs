@@ -1,8 +1,8 @@
 use std::collections::HashMap;
 
 use mecha_components_api::{
-    BuildCx, ConfigErrors, Consistency, DeleteState, Error, GetState, Item, Metadata, Prepared, Registration, Result,
-    SetState, StateCaps, StateStore, SystemClock, async_trait,
+    BuildCx, ConfigErrors, Consistency, DeleteState, Error, GetState, Hold, Item, Metadata, Prepared, Registration,
+    Result, SetState, StateCaps, StateStore, SystemClock, async_trait,
 };
 use mecha_resources::Loaded;
 use parking_lot::Mutex;
@@ -53,8 +53,8 @@ fn prepare(md: &Metadata, _: &str) -> Result<Box<dyn Prepared<dyn StateStore>>, 
 
 #[async_trait]
 impl Prepared<dyn StateStore> for Fake {
-    fn exclusive(&self) -> Option<&str> {
-        self.exclusive.then_some(self.resource.as_str())
+    fn holds(&self) -> Option<Hold> {
+        Some(Hold { resource: self.resource.clone(), alone: self.exclusive })
     }
 
     async fn build(self: Box<Self>, _: &BuildCx) -> Result<Arc<dyn StateStore>> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
-use mecha_components_api::{Clock, ErrorKind};
+use mecha_components_api::{CancellationToken, Clock, ErrorKind};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -537,32 +537,47 @@ impl Swap {
     /// Reads the old instance until nothing came for `idle`, then stops its subscriptions; all
     /// within `deadline`. Whether everything finished.
     pub async fn finish(self, idle: Duration, deadline: Duration) -> bool {
-        let drained = self.drain(Leave::WhenIdle(idle), deadline, Duration::ZERO).await;
+        let never = CancellationToken::new();
+        let drained = self.drain(Leave::WhenIdle(idle), deadline, Duration::ZERO, &never).await;
         drained.failed == 0 && drained.emptied != Some(false)
     }
 
     /// Leaves the old instance: reads it until `deadline` at most, then stops its subscriptions,
-    /// whose events in flight get `grace`.
-    pub async fn drain(mut self, leave: Leave, deadline: Duration, grace: Duration) -> Drained {
-        let old = std::mem::take(&mut self.old);
+    /// whose events in flight get `grace`. Once `taken_over` fires, a later instance reads the same
+    /// topics at the same place: what is left there is for that one, and nobody waits for silence.
+    pub async fn drain(
+        self,
+        leave: Leave,
+        deadline: Duration,
+        grace: Duration,
+        taken_over: &CancellationToken,
+    ) -> Drained {
+        // The new instance may be left itself while this one is read; no user of it may stay here.
+        let Self { new, old, reads, at_switch, .. } = self;
+        drop(new);
         let limit = tokio::time::Instant::now() + deadline;
         if leave == Leave::AtOnce {
-            let _ = tokio::time::timeout_at(limit, join_all(std::mem::take(&mut self.reads))).await;
+            let _ = tokio::time::timeout_at(limit, join_all(reads)).await;
         }
         let end = |run: Run| async move {
             let left = || limit.saturating_duration_since(tokio::time::Instant::now());
             let emptied = match leave {
                 Leave::AtOnce => None,
-                Leave::WhenIdle(idle) => Some(run.idle(idle, left()).await),
+                Leave::WhenIdle(idle) => tokio::select! {
+                    emptied = run.idle(idle, left()) => Some(emptied),
+                    () = taken_over.cancelled() => None,
+                },
             };
-            let finished = run.stop(left().max(grace)).await;
+            let patience = if taken_over.is_cancelled() { grace } else { left().max(grace) };
+            let finished = run.stop(patience).await;
             (finished, emptied, run.given_back())
         };
         let ended = join_all(old.into_iter().map(|(_, run)| end(run))).await;
-        let (in_flight, before) = self.at_switch;
+        let (in_flight, before) = at_switch;
         let redelivered = ended.iter().map(|(_, _, given)| given).sum::<u64>().saturating_sub(before);
         let cut = ended.iter().filter(|(finished, ..)| !finished).count() as u64;
-        let emptied = ended.iter().filter_map(|(_, emptied, _)| *emptied).reduce(|a, b| a && b);
+        let emptied =
+            ended.iter().map(|(_, emptied, _)| *emptied).reduce(|a, b| a.zip(b).map(|(a, b)| a && b)).flatten();
         Drained { in_flight, finished: in_flight.saturating_sub(cut), redelivered, failed: cut, emptied }
     }
 

@@ -209,7 +209,8 @@ async fn a_broker_that_keeps_events_is_switched_to_before_it_reads_and_not_taken
         begins(&next).await;
         rig.broker.topics()
     };
-    let (drained, still) = tokio::join!(swap.drain(Leave::AtOnce, LIMIT, LIMIT), old);
+    let never = CancellationToken::new();
+    let (drained, still) = tokio::join!(swap.drain(Leave::AtOnce, LIMIT, LIMIT, &never), old);
     assert_eq!((drained.failed, still), (0, vec!["a".to_owned()]));
     assert!(rig.broker.topics().is_empty());
 
