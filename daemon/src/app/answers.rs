@@ -9,6 +9,10 @@ use mecha_core::state::SaveItem;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use crate::plain;
+
+/// What the app answers when it is asked for its subscriptions.
+const LIST: &str = "a JSON list of {pubsubname, topic, route}";
 /// Bulk delivery without a number.
 const DEFAULT_BULK_MESSAGES: u64 = 100;
 /// Bulk delivery without a time, in milliseconds.
@@ -60,8 +64,8 @@ pub(super) fn bulk_verdicts<'e>(body: &[u8], entries: impl Iterator<Item = &'e s
 
 /// The app's subscriptions. What cannot be used comes back as sentences for the log.
 pub(super) fn subscriptions(body: &[u8]) -> Result<(Vec<AppSubscription>, Vec<String>), String> {
-    let list: Vec<Map<String, Value>> =
-        serde_json::from_slice(body).map_err(|e| format!("the answer is no list of subscriptions: {e}"))?;
+    let list: Vec<Map<String, Value>> = serde_json::from_slice(body)
+        .map_err(|e| format!("the answer to /dapr/subscribe: {}", plain::told(body, LIST, &e)))?;
     let mut warnings = Vec::new();
     let mut out = Vec::with_capacity(list.len());
     for item in &list {

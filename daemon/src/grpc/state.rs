@@ -14,6 +14,7 @@ use mecha_proto::runtime::{
     SaveStateRequest,
 };
 
+use crate::plain;
 use crate::timestamps::rfc3339;
 
 type Map = std::collections::BTreeMap<String, String>;
@@ -79,7 +80,7 @@ pub(super) async fn transact(core: &Core, cx: &Cx, req: ExecuteStateTransactionR
 }
 
 pub(super) async fn query(core: &Core, cx: &Cx, req: QueryStateRequest) -> Result<QueryStateResponse, ApiError> {
-    let document = serde_json::from_str(&req.query)
+    let document = plain::read(&req.query, "a JSON object with the query")
         .map_err(|e| ApiError::malformed(format!("failed deserializing HTTP body: {e}")))?;
     let reply = core.state.query(cx, &req.store_name, &document, &req.metadata.into_iter().collect()).await?;
     let results = reply.hits.into_iter().map(|hit| QueryStateItem {

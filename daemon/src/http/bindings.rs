@@ -15,7 +15,7 @@ pub(super) async fn invoke(
     body: Bytes,
 ) -> Result<Answer, ApiError> {
     let bad = |e| ApiError::malformed(format!("failed deserializing HTTP body: {e}"));
-    let f = text(&body).and_then(Fields::parse).map_err(bad)?;
+    let f = text(&body).and_then(|t| Fields::parse(t, "a JSON object {operation, data}")).map_err(bad)?;
     let operation: String = f.get("operation").map_err(bad)?;
     let metadata = merged(f.metadata("metadata").map_err(bad)?, &metadata_of_query(query));
     let data = f.raw("data").map_or(Bytes::from_static(b"null"), |raw| slice_of(&body, raw));

@@ -13,6 +13,7 @@ use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::path;
+use crate::plain::{self, Named};
 
 /// A body that is read as a whole has to be there within this time; a dripping client must not
 /// hold a place for ever.
@@ -122,9 +123,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Parses the text of one object.
-    pub(super) fn parse(text: &'a str) -> Result<Self, String> {
-        serde_json::from_str(text).map_err(|e| e.to_string())
+    /// Parses the text of one object, which is expected to be such a one.
+    pub(super) fn parse(text: &'a str, expected: &str) -> Result<Self, String> {
+        plain::read(text, expected)
     }
 
     /// Raw text of a member; `null` counts as absent.
@@ -134,10 +135,10 @@ impl<'a> Fields<'a> {
     }
 
     /// A member decoded as `T`; absent gives the default.
-    pub(super) fn get<T: serde::de::DeserializeOwned + Default>(&self, name: &str) -> Result<T, String> {
+    pub(super) fn get<T: Named + Default>(&self, name: &str) -> Result<T, String> {
         match self.raw(name) {
             None => Ok(T::default()),
-            Some(raw) => serde_json::from_str(raw.get()).map_err(|e| format!("member \"{name}\": {e}")),
+            Some(raw) => plain::read(raw.get(), T::NAME).map_err(|e| format!("member \"{name}\": {e}")),
         }
     }
 
@@ -145,7 +146,7 @@ impl<'a> Fields<'a> {
     pub(super) fn object(&self, name: &str) -> Result<Fields<'a>, String> {
         match self.raw(name) {
             None => Ok(Fields::default()),
-            Some(raw) => Fields::parse(raw.get()).map_err(|e| format!("member \"{name}\": {e}")),
+            Some(raw) => Fields::parse(raw.get(), "an object").map_err(|e| format!("member \"{name}\": {e}")),
         }
     }
 
@@ -186,7 +187,7 @@ mod tests {
     #[test]
     fn member_names_match_in_any_case_and_values_stay_raw() {
         let text = r#"{"Key":"a","VALUE": 12345678901234567890.10 }"#;
-        let f = Fields::parse(text).unwrap();
+        let f = Fields::parse(text, "an object").unwrap();
         assert_eq!(f.get::<String>("key").unwrap(), "a");
         assert_eq!(f.raw("value").unwrap().get(), "12345678901234567890.10");
     }

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use super::decode::{Fields, slice_of, text};
 use super::routes::{self, Match};
 use super::{path, pubsub};
+use crate::plain;
 
 /// A path as it is routed.
 #[must_use]
@@ -40,9 +41,9 @@ pub fn route(method: &Method, path: &str) -> Option<(&'static str, &'static str,
 /// # Errors
 /// What is wrong with the body.
 pub fn items(body: &Bytes) -> Result<Vec<(String, Option<Bytes>)>, String> {
-    let list: Vec<&RawValue> = text(body).and_then(|t| serde_json::from_str(t).map_err(|e| e.to_string()))?;
+    let list: Vec<&RawValue> = text(body).and_then(|t| plain::read(t, "a list"))?;
     let item = |raw: &&RawValue| {
-        let fields = Fields::parse(raw.get())?;
+        let fields = Fields::parse(raw.get(), "an object")?;
         fields.metadata("metadata")?;
         fields.object("options")?.get::<String>("concurrency")?;
         Ok((fields.get("key")?, fields.raw("value").map(|raw| slice_of(body, raw))))

@@ -4,13 +4,15 @@
 use mecha_core::ApiError;
 use serde_json::{Map, Value};
 
+use crate::plain;
+
 /// Members of one message.
 #[derive(Debug)]
 pub(super) struct Members(Map<String, Value>);
 
 impl Members {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        serde_json::from_str(text).map(Self).map_err(|e| e.to_string())
+        plain::read(text, "a JSON object").map(Self)
     }
 
     fn get(&self, camel: &str) -> Option<&Value> {

@@ -13,6 +13,11 @@ use serde_json::value::RawValue;
 
 use super::decode::{Fields, metadata_of_query, slice_of, text};
 use super::respond::{Answer, json_value, no_content};
+use crate::plain;
+
+/// What a bulk publish takes, as errors call it.
+const ENTRIES: &str = "a JSON list of {entryId, event, contentType}";
+const ENTRY: &str = "an object {entryId, event, contentType}";
 
 pub(super) async fn publish(
     core: &Core,
@@ -67,10 +72,10 @@ pub(super) async fn publish_bulk(
 }
 
 pub(super) fn decode(body: &Bytes) -> Result<Vec<BulkPublishEntry>, String> {
-    let raw: Vec<&RawValue> = text(body).and_then(|t| serde_json::from_str(t).map_err(|e| e.to_string()))?;
+    let raw: Vec<&RawValue> = text(body).and_then(|t| plain::read(t, ENTRIES))?;
     raw.into_iter()
         .map(|entry| {
-            let f = Fields::parse(entry.get())?;
+            let f = Fields::parse(entry.get(), ENTRY)?;
             let content_type: String = f.get("contentType")?;
             Ok(BulkPublishEntry {
                 entry_id: f.get("entryId")?,

@@ -12,7 +12,12 @@ use serde_json::value::RawValue;
 use super::decode::{Fields, concurrency, consistency, merged, metadata_of_query, query_value, slice_of, text};
 use super::respond::{Answer, JSON, add_metadata, json, no_content};
 use crate::body::OutBody;
+use crate::plain;
 use crate::timestamps::rfc3339;
+
+/// What a save takes, as errors call it.
+const ITEMS: &str = "a JSON list of {key, value}";
+const ITEM: &str = "an object {key, value}";
 
 pub(super) async fn get(core: &Core, cx: &Cx, store: &str, key: &str, query: Option<&str>) -> Result<Answer, ApiError> {
     // A get ignores an unknown consistency, as the incumbent does.
@@ -42,12 +47,13 @@ pub(super) async fn save(
     body: Bytes,
 ) -> Result<Answer, ApiError> {
     let over = metadata_of_query(query);
-    let raw: Vec<&RawValue> =
-        text(&body).and_then(|t| serde_json::from_str(t).map_err(|e| e.to_string())).map_err(ApiError::malformed)?;
+    let raw: Vec<&RawValue> = text(&body).and_then(|t| plain::read(t, ITEMS)).map_err(ApiError::malformed)?;
     let items = raw
         .into_iter()
-        .map(|item| {
-            let f = Fields::parse(item.get()).map_err(ApiError::malformed)?;
+        .enumerate()
+        .map(|(at, item)| {
+            let f = Fields::parse(item.get(), ITEM)
+                .map_err(|e| ApiError::malformed(format!("item {} of the list: {e}", at + 1)))?;
             save_item(&body, &f, &over, store)
         })
         .collect::<Result<Vec<_>, _>>()?;
@@ -111,7 +117,7 @@ pub(super) async fn bulk_get(
     body: Bytes,
 ) -> Result<Answer, ApiError> {
     let bad = |e| ApiError::malformed(format!("failed deserializing HTTP body: {e}"));
-    let f = text(&body).and_then(Fields::parse).map_err(bad)?;
+    let f = text(&body).and_then(|t| Fields::parse(t, "a JSON object with a list of \"keys\"")).map_err(bad)?;
     let keys: Vec<String> = f.get("keys").map_err(bad)?;
     let parallelism: i64 = f.get("parallelism").map_err(bad)?;
     let metadata = merged(f.metadata("metadata").map_err(bad)?, &metadata_of_query(query));
@@ -171,15 +177,16 @@ pub(super) async fn transact(
 ) -> Result<Answer, ApiError> {
     let bad = |e| ApiError::malformed(format!("failed deserializing HTTP body: {e}"));
     let over = metadata_of_query(query);
-    let f = text(&body).and_then(Fields::parse).map_err(bad)?;
+    let f = text(&body).and_then(|t| Fields::parse(t, "a JSON object with a list of \"operations\"")).map_err(bad)?;
     let metadata = merged(f.metadata("metadata").map_err(bad)?, &over);
     let raw: Vec<&RawValue> = match f.raw("operations") {
-        Some(list) => serde_json::from_str(list.get()).map_err(|e| bad(format!("member \"operations\": {e}")))?,
+        Some(list) => plain::read(list.get(), "a list of {operation, request}")
+            .map_err(|e| bad(format!("member \"operations\": {e}")))?,
         None => Vec::new(),
     };
     let mut ops = Vec::with_capacity(raw.len());
     for op in raw {
-        let op = Fields::parse(op.get()).map_err(bad)?;
+        let op = Fields::parse(op.get(), "an object {operation, request}").map_err(bad)?;
         let kind: String = op.get("operation").map_err(bad)?;
         let request = op.object("request").map_err(bad)?;
         let item = save_item(&body, &request, &Metadata::new(), store)?;
@@ -208,7 +215,7 @@ pub(super) async fn query(
 ) -> Result<Answer, ApiError> {
     let bad = |e| ApiError::malformed(format!("failed deserializing HTTP body: {e}"));
     let document: serde_json::Value =
-        text(&body).and_then(|t| serde_json::from_str(t).map_err(|e| e.to_string())).map_err(bad)?;
+        text(&body).and_then(|t| plain::read(t, "a JSON object with the query")).map_err(bad)?;
     let reply = core.state.query(cx, store, &document, &metadata_of_query(query)).await?;
     if reply.hits.is_empty() {
         return Ok(no_content());
