@@ -13,15 +13,41 @@ use mecha_resources::{Configuration, HttpEndpoint, Located, Resiliency, Resource
 
 use super::documents::Documents;
 use super::runtime::{Fixtures, Runtime, TELEMETRY_LIMIT};
-use super::{endpoints, names, settings, span_headers};
+use super::span_headers::{self, Headers};
+use super::{endpoints, names, settings};
 use crate::telemetry::Telemetry;
 
 /// A Configuration of which everything is prepared.
 struct Next {
-    telemetry: Option<Telemetry>,
+    telemetry: Option<(Telemetry, Headers)>,
     resolver: Option<Arc<dyn NameResolver>>,
     access: Option<Arc<dyn AccessControl>>,
     metrics: Option<CheckedMetrics>,
+}
+
+/// What became of the HTTPEndpoints.
+#[derive(Default)]
+pub(super) struct EndpointReport {
+    /// Those that are new, or other than before.
+    pub(super) renewed: Vec<String>,
+    pub(super) failed: Vec<FailedEndpoint>,
+}
+
+/// One that cannot be made.
+pub(super) struct FailedEndpoint {
+    pub(super) name: String,
+    pub(super) cause: String,
+    /// What was there goes on.
+    pub(super) kept: bool,
+}
+
+impl FailedEndpoint {
+    /// The line that says so.
+    pub(super) fn tell(&self) {
+        let Self { name, cause, kept } = self;
+        let end = if *kept { "stays as it was, the change is refused" } else { "is left out" };
+        tracing::error!(target: "dapr.runtime", "HTTPEndpoint {name} {end}: {cause}");
+    }
 }
 
 impl Runtime {
@@ -59,15 +85,8 @@ impl Runtime {
             self.core.invoke.set_resolver(Some(resolver.clone()));
             self.name.replace(resolver, self.instance(fix), &self.outgoing).await;
         }
-        if let Some(telemetry) = telemetry {
-            self.core.tracer.replace(telemetry.tracer());
-            let old = self.telemetry.lock().replace(telemetry);
-            if let Some(old) = old {
-                // Spans that run now still end there.
-                self.core.tasks.spawn("flush of replaced exporters", async move {
-                    old.shutdown(TELEMETRY_LIMIT).await;
-                });
-            }
+        if let Some((telemetry, headers)) = telemetry {
+            self.replace_telemetry(telemetry, headers);
         }
         self.loader.set_denied(next.denied_components.clone().unwrap_or_default());
         if before.api_logging != next.api_logging || before.tracing != next.tracing {
@@ -131,13 +150,40 @@ impl Runtime {
         names::build(self.loader.registry(), next, local, fix.options.mode, &cx).await
     }
 
-    async fn other_telemetry(&self, fix: &Fixtures, next: &Configuration) -> Result<Telemetry, String> {
-        let (options, vars) = (&fix.options, fix.vars());
-        let config = settings::tracing(next, &*vars);
-        let mut telemetry = Telemetry::start(&config, &options.env.otel, &options.app_id).map_err(|e| e.to_string())?;
+    async fn other_telemetry(&self, fix: &Fixtures, next: &Configuration) -> Result<(Telemetry, Headers), String> {
         let headers = span_headers::read(&self.core, next, "").await;
-        telemetry.complete(headers).map_err(|e| e.to_string())?;
-        Ok(telemetry)
+        Ok((exporters(fix, next, headers.clone())?, headers))
+    }
+
+    fn replace_telemetry(&self, telemetry: Telemetry, headers: Headers) {
+        *self.span_headers.lock() = headers;
+        self.core.tracer.replace(telemetry.tracer());
+        let old = self.telemetry.lock().replace(telemetry);
+        if let Some(old) = old {
+            // Spans that run now still end there.
+            self.core.tasks.spawn("flush of replaced exporters", async move {
+                old.shutdown(TELEMETRY_LIMIT).await;
+            });
+        }
+    }
+
+    /// Headers of the exporter where one has changed in its secret store since it was read.
+    pub(super) async fn changed_span_headers(&self, config: &Configuration) -> Option<Headers> {
+        let before = self.span_headers.lock().clone();
+        let headers = span_headers::read_again(&self.core, config, "", &before).await;
+        (!span_headers::same(&headers, &before)).then_some(headers)
+    }
+
+    /// Takes on such headers.
+    pub(super) fn apply_span_headers(
+        &self,
+        fix: &Fixtures,
+        config: &Configuration,
+        headers: Headers,
+    ) -> Result<(), String> {
+        let telemetry = exporters(fix, config, headers.clone())?;
+        self.replace_telemetry(telemetry, headers);
+        Ok(())
     }
 
     /// Takes on other policies. In strict mode one mistake keeps all of them out.
@@ -160,36 +206,34 @@ impl Runtime {
         Ok(())
     }
 
-    /// Takes on other HTTPEndpoints; names and causes of those that cannot be made. In strict
-    /// mode such a one stays as it was.
+    /// Takes on other HTTPEndpoints. In strict mode one that cannot be made stays as it was.
     pub(super) async fn apply_endpoints(
         &self,
         fix: &Fixtures,
         documents: &[Located<HttpEndpoint>],
         strict: bool,
-    ) -> Vec<(String, String)> {
+    ) -> EndpointReport {
         let vars = fix.vars();
         let (mut next, failed) = endpoints::build(&self.core, documents, &*vars, fix.options.strict.url_targets).await;
         let mut running = self.endpoints.lock();
+        let mut report = EndpointReport::default();
         for (name, endpoint) in &mut next {
             // What did not change keeps its connections.
             if let Some(same) = running.get(name).filter(|old| *old == endpoint) {
                 *endpoint = same.clone();
             } else {
                 tracing::info!(target: "dapr.runtime", "Found http endpoint: {name}");
+                report.renewed.push(name.to_string());
             }
         }
-        for (name, cause) in &failed {
+        for (name, cause) in failed {
             let kept = strict.then(|| running.get(name.as_str()).cloned()).flatten();
-            tracing::error!(
-                target: "dapr.runtime",
-                "HTTPEndpoint {name} {}: {cause}", if kept.is_some() { "stays as it was" } else { "is left out" }
-            );
-            next.extend(kept.map(|endpoint| (name.as_str().into(), endpoint)));
+            report.failed.push(FailedEndpoint { cause, kept: kept.is_some(), name: name.clone() });
+            next.extend(kept.map(|endpoint| (name.into(), endpoint)));
         }
         running.clone_from(&next);
         self.core.invoke.set_endpoints(next);
-        failed
+        report
     }
 
     /// Takes on other declarative subscriptions: new ones start before old ones stop.
@@ -217,6 +261,15 @@ impl Runtime {
         let resiliencies = names(&mut documents.resiliencies.iter().map(|d| d.value.name()));
         self.core.metadata.set_fixed(settings::fixed(&documents.configuration, &fix.options, endpoints, resiliencies));
     }
+}
+
+/// Exporters with all their headers.
+fn exporters(fix: &Fixtures, config: &Configuration, headers: Headers) -> Result<Telemetry, String> {
+    let (options, vars) = (&fix.options, fix.vars());
+    let tracing = settings::tracing(config, &*vars);
+    let mut telemetry = Telemetry::start(&tracing, &options.env.otel, &options.app_id).map_err(|e| e.to_string())?;
+    telemetry.complete(headers).map_err(|e| e.to_string())?;
+    Ok(telemetry)
 }
 
 /// What was made, or nothing and one mistake more.

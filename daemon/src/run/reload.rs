@@ -6,18 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mecha_components_api::CancellationToken;
-use mecha_core::swap::{Change, Drained, Subject};
+use mecha_core::swap::{Change, Drained, Refused, Subject};
 use mecha_resources::{Configuration, HttpEndpoint, Located, Resiliency, Resource, SpecHash, Subscription};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::apply::EndpointReport;
 use super::documents::{self, Documents, Finding};
 use super::live::Live;
 use super::runtime::{Fixtures, Runtime};
 use super::source::{Depth, DocumentSet, Source};
-use super::{app_side, stop};
+use super::{app_side, span_headers, stop};
 
 /// Longest wait for the end of a change.
 const QUIET_LIMIT: Duration = Duration::from_millis(500);
@@ -231,11 +232,28 @@ impl Reloader {
         if self.draws && self.current.endpoints.iter().any(|d| !d.secret_store.is_empty()) {
             self.apply_endpoints(&runtime, self.current.endpoints.clone(), false).await;
         }
+        if span_headers::any(&self.current.configuration) {
+            self.look_at_span_headers(&runtime).await;
+        }
+    }
+
+    /// A Configuration whose exporter has headers in a secret store is another one when they change there.
+    async fn look_at_span_headers(&self, runtime: &Runtime) {
+        let configuration = &self.current.configuration;
+        let Some(headers) = runtime.changed_span_headers(configuration).await else { return };
+        let name = configuration_name(configuration);
+        let pending = runtime.core.swaps.begin(plain(Configuration::KIND, &name, Change::Updated));
+        match runtime.apply_span_headers(&self.fix, configuration, headers) {
+            Ok(()) => done(pending, runtime),
+            Err(cause) => self.refused(runtime, pending, Configuration::KIND, &name, &cause),
+        }
     }
 
     fn note(&mut self, runtime: &Runtime, report: mecha_core::loader::Report) {
         self.next_try = report.next_try;
-        self.draws = report.draws || self.current.endpoints.iter().any(|d| !d.secret_store.is_empty());
+        self.draws = report.draws
+            || self.current.endpoints.iter().any(|d| !d.secret_store.is_empty())
+            || span_headers::any(&self.current.configuration);
         if report.fatal.is_some() {
             runtime.core.request_failure();
         }
@@ -341,16 +359,29 @@ impl Reloader {
                 (name, runtime.core.swaps.begin(plain(HttpEndpoint::KIND, name, *change)))
             })
             .collect();
-        let failed = runtime.apply_endpoints(&self.fix, &next, strict).await;
-        for (name, pending) in pending {
-            match failed.iter().find(|(failed, _)| failed == name) {
-                Some((_, cause)) => self.refused(runtime, pending, HttpEndpoint::KIND, name, cause),
-                None => done(pending, runtime),
+        let EndpointReport { renewed, failed } = runtime.apply_endpoints(&self.fix, &next, strict).await;
+        let swaps = &runtime.core.swaps;
+        // What a secret has changed, or taken away, without an edit.
+        let edited = |name: &str| changes.iter().any(|(n, _)| n == name);
+        let touched = renewed.iter().chain(failed.iter().map(|f| &f.name)).filter(|name| !edited(name));
+        let others = touched.map(|name| (name, swaps.begin(plain(HttpEndpoint::KIND, name, Change::Updated))));
+        let others: Vec<_> = others.collect();
+        for (name, pending) in pending.into_iter().chain(others) {
+            let Some(failure) = failed.iter().find(|f| f.name == *name) else {
+                done(pending, runtime);
+                continue;
+            };
+            let is_it = |r: &Refused| r.kind == HttpEndpoint::KIND && r.name == *name && r.reason == failure.cause;
+            if !swaps.refused().iter().any(is_it) {
+                failure.tell();
             }
+            pending.refused(&failure.cause, failure.kept);
         }
-        if changes.is_empty() {
-            for doc in next.iter().filter(|d| !failed.iter().any(|(name, _)| name == d.value.name())) {
-                runtime.core.swaps.accept(HttpEndpoint::KIND, doc.value.name());
+        for name in next.iter().map(|d| d.value.name()) {
+            // One whose file is broken stands here as it was.
+            let broken = self.broken.contains(&(HttpEndpoint::KIND, name.to_owned()));
+            if !broken && !failed.iter().any(|f| f.name == name) {
+                swaps.accept(HttpEndpoint::KIND, name);
             }
         }
         self.current.endpoints = next;

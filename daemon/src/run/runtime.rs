@@ -19,9 +19,11 @@ use mecha_core::{Core, CoreParts, Identity, Tasks};
 use mecha_resources::{Configuration, Resource};
 use parking_lot::Mutex;
 
+use super::apply::FailedEndpoint;
 use super::documents::Documents;
 use super::endpoints::Endpoints;
-use super::{names, settings, span_headers};
+use super::span_headers::{self, Headers};
+use super::{names, settings};
 use crate::app::{self, AppTarget, Gate};
 use crate::cli::{self, BoundPorts, Options};
 use crate::grpc::{GrpcOptions, GrpcService, router};
@@ -51,6 +53,8 @@ pub(super) struct Runtime {
     pub(super) subscriptions: Mutex<Vec<mecha_resources::Subscription>>,
     pub(super) endpoints: Mutex<Endpoints>,
     pub(super) telemetry: Mutex<Option<Telemetry>>,
+    /// Headers of the exporter from secret stores, as they were read last.
+    pub(super) span_headers: Mutex<Headers>,
     /// How others find this sidecar; begins once it serves.
     pub(super) name: names::Announcement,
     /// Connections to peers and the announcement; they outlive the APIs.
@@ -252,6 +256,7 @@ impl Runtime {
             core: core.clone(),
             gate,
             telemetry: Mutex::new(Some(telemetry)),
+            span_headers: Mutex::default(),
             name,
             outgoing,
             identity,
@@ -264,12 +269,13 @@ impl Runtime {
             return Err(e.to_string());
         }
         let headers = span_headers::read(&core, config, "").await;
+        runtime.span_headers.lock().clone_from(&headers);
         let completed = runtime.telemetry.lock().as_mut().map_or(Ok(()), |t| t.complete(headers));
         if let Err(e) = completed {
             runtime.close().await;
             return Err(e.to_string());
         }
-        runtime.apply_endpoints(fix, &docs.endpoints, false).await;
+        runtime.apply_endpoints(fix, &docs.endpoints, false).await.failed.iter().for_each(FailedEndpoint::tell);
         runtime.show(fix, docs);
         Ok(runtime)
     }

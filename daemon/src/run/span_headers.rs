@@ -6,21 +6,53 @@ use mecha_core::store::Found;
 use mecha_core::{Core, Cx, Front};
 use mecha_resources::{Configuration, SecretRef, ValueSource};
 
+/// Headers with their values, in the order of the document.
+pub(super) type Headers = Vec<(String, Secret)>;
+
+/// Those of a document.
+fn references(config: &Configuration) -> impl Iterator<Item = (&str, &SecretRef)> {
+    let otel = config.tracing.as_ref().and_then(|tracing| tracing.otel.as_ref());
+    otel.map_or(&[][..], |otel| &otel.headers).iter().filter_map(|header| match &header.value {
+        ValueSource::Secret(reference) => Some((header.name.as_str(), reference)),
+        _ => None,
+    })
+}
+
+/// Whether a document has any.
+pub(super) fn any(config: &Configuration) -> bool {
+    references(config).next().is_some()
+}
+
 /// Reads them. A Configuration names no store, so the default one counts, else the only one
 /// there is. A header that cannot be read is logged and left out.
-pub(super) async fn read(core: &Core, config: &Configuration, default_store: &str) -> Vec<(String, Secret)> {
-    let otel = config.tracing.as_ref().and_then(|tracing| tracing.otel.as_ref());
-    let mut out = Vec::new();
-    for header in otel.map_or(&[][..], |otel| &otel.headers) {
-        let ValueSource::Secret(reference) = &header.value else { continue };
+pub(super) async fn read(core: &Core, config: &Configuration, default_store: &str) -> Headers {
+    let mut out = Headers::new();
+    for (name, reference) in references(config) {
         match one(core, reference, default_store).await {
-            Ok(value) => out.push((header.name.clone(), value)),
-            Err(e) => {
-                tracing::error!(target: "dapr.runtime", "tracing.otel.headers: '{}' is left out: {e}", header.name);
-            }
+            Ok(value) => out.push((name.to_owned(), value)),
+            Err(e) => tracing::error!(target: "dapr.runtime", "tracing.otel.headers: '{name}' is left out: {e}"),
         }
     }
     out
+}
+
+/// Reads them again. One that cannot be read stays as it was: a secret store that is away takes nothing away.
+pub(super) async fn read_again(core: &Core, config: &Configuration, default_store: &str, before: &Headers) -> Headers {
+    let mut out = Headers::new();
+    for (name, reference) in references(config) {
+        let value = match one(core, reference, default_store).await {
+            Ok(value) => Some(value),
+            Err(_) => before.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone()),
+        };
+        out.extend(value.map(|value| (name.to_owned(), value)));
+    }
+    out
+}
+
+/// Whether both are the same.
+pub(super) fn same(one: &Headers, other: &Headers) -> bool {
+    let plain = |(name, value): &(String, Secret)| (name.clone(), value.expose().to_owned());
+    one.iter().map(plain).eq(other.iter().map(plain))
 }
 
 async fn one(core: &Core, reference: &SecretRef, default_store: &str) -> Result<Secret, String> {
