@@ -69,6 +69,7 @@ fn offers() -> Inventory<Backend> {
             ready: Some(true),
             bound: (i * 13 % 500) as u32,
             latency_us: (0..8).map(|c| (format!("cluster-{c:05}"), (i as u64 * 31 + c) % 60_000)).collect(),
+            expected_latency_us: None,
             unreachable: BTreeMap::new(),
         };
         (format!("backend-{i:03}"), backend)

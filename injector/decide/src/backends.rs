@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::canonical::{Digest, digest_of};
 use crate::chain::{Chain, Check, Refusal, Scored, Weights, explain, rank, sift, tightest};
-use crate::clusters::Cluster;
+use crate::clusters::{Cluster, LATENCY_MS};
 use crate::constraint;
 use crate::inventory::Inventory;
 
@@ -35,6 +35,9 @@ pub struct Backend {
     /// Probed round trip in microseconds, by cluster.
     #[serde(default)]
     pub latency_us: BTreeMap<String, u64>,
+    /// The round trip that the platform team expects, for clusters that no probe has measured it from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_latency_us: Option<u64>,
     /// Clusters whose probe failed, with the probe's error.
     #[serde(default)]
     pub unreachable: BTreeMap<String, String>,
@@ -45,6 +48,7 @@ impl Backend {
     #[must_use]
     pub fn of(object: &CapabilityBackend) -> Self {
         let status = object.status.as_ref();
+        let latency = object.metadata.annotations.get(LATENCY_MS).and_then(|text| text.parse::<u64>().ok());
         let ready = status.and_then(|s| condition_status(&s.conditions, BackendConditionType::Ready));
         Self {
             labels: object.metadata.labels.clone(),
@@ -57,6 +61,7 @@ impl Backend {
             }),
             bound: status.map_or(0, |s| s.bound_claims),
             latency_us: BTreeMap::new(),
+            expected_latency_us: latency.map(|ms| ms.saturating_mul(1000)),
             unreachable: BTreeMap::new(),
         }
     }
@@ -429,8 +434,9 @@ impl Chain for BackendChain<'_> {
         let backend = candidate;
         match preference {
             "latency" => {
-                // The slowest cluster counts; one without a probe counts as middling.
-                let worst = self.request.targets.iter().map(|t| backend.latency_us.get(t)).map(|us| match us {
+                // The slowest cluster counts; one of which nothing is known counts as middling.
+                let known = |t| backend.latency_us.get(t).or(backend.expected_latency_us.as_ref());
+                let worst = self.request.targets.iter().map(known).map(|us| match us {
                     Some(us) => 100 - u32::try_from(us / 1000).unwrap_or(100).min(100),
                     None => 50,
                 });

@@ -48,7 +48,7 @@ pub struct Cluster {
 
 /// Annotations on a MemberCluster that give it numbers.
 const COST: &str = "mecha.dev/cost";
-const LATENCY_MS: &str = "mecha.dev/latency-ms";
+pub(crate) const LATENCY_MS: &str = "mecha.dev/latency-ms";
 const SCORE: &str = "score.mecha.dev/";
 
 impl Cluster {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mecha_resources::kinds::{
     Access, AppPlacement, Approval, BindingEntry, CapabilityBackend, CapabilityBindingSpec, CapabilityClaim,
     CapabilityKind, CapabilityRule, ClaimReason, Documents, Environment, EnvironmentClass, MAX_ENTRIES, MemberCluster,
-    Role, SwapStrategy,
+    Role, SwapStrategy, TaintEffect,
 };
 use serde::{Deserialize, Serialize};
 
@@ -251,7 +251,7 @@ impl World {
         resolve_class(environment, &self.classes)
     }
 
-    /// The clusters of an environment: those of its status, else all that its class allows.
+    /// The clusters of an environment: those of its status, else all that its class allows and no taint keeps away.
     #[must_use]
     pub fn clusters_for(&self, environment: &Environment) -> BTreeSet<String> {
         self.class_of(environment).map(|class| self.clusters_of(environment, class)).unwrap_or_default()
@@ -431,7 +431,7 @@ impl World {
         PlacementOutcome { placement: key.to_owned(), decision: Some(decision) }
     }
 
-    /// Clusters of an environment: those of its status, else all that its class allows.
+    /// Clusters of an environment: those of its status, else all that its class allows and no taint keeps away.
     fn clusters_of(&self, environment: &Environment, class: &EnvironmentClass) -> BTreeSet<String> {
         let given = environment.status.as_ref().map(|s| s.clusters.as_slice()).unwrap_or_default();
         if !given.is_empty() {
@@ -439,7 +439,8 @@ impl World {
         }
         let allowed = |cluster: &Cluster| {
             let selected = class.spec.cluster_selector.as_ref().is_none_or(|s| s.matches(&cluster.labels));
-            cluster.accepted && cluster.available != Some(false) && (selected || cluster.everywhere)
+            let kept_away = cluster.taints.iter().any(|taint| taint.effect != TaintEffect::PreferNoBindings);
+            cluster.accepted && cluster.available != Some(false) && !kept_away && (selected || cluster.everywhere)
         };
         self.clusters.iter().filter(|(_, c)| allowed(c)).map(|(name, _)| name.to_owned()).collect()
     }

@@ -68,6 +68,7 @@ fn backend() -> impl Strategy<Value = Backend> {
             ready,
             bound,
             latency_us,
+            expected_latency_us: None,
             unreachable,
         }
     })

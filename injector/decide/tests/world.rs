@@ -233,6 +233,49 @@ fn a_retired_backend_is_a_contradiction_and_a_cordoned_one_is_not() {
 }
 
 #[test]
+fn a_taint_keeps_new_environments_from_a_cluster_and_takes_none_away() {
+    let tainted = |effect: &str, status: &str| {
+        let cluster = "apiVersion: mecha.dev/v1alpha1\nkind: MemberCluster\nmetadata: {name: eu-1}\n";
+        let spec = format!("spec: {{accepted: true, taints: [{{key: upgrade, effect: {effect}}}]}}\n");
+        let shop = SHOP.replace("{type: development}}\n---\n", &format!("{{type: development}}}}\n{status}---\n"));
+        let mut documents = Documents::default();
+        documents.read_text("shop.yaml", &format!("{shop}---\n{cluster}{spec}"));
+        assert!(documents.diagnostics.is_empty(), "{:#?}", documents.diagnostics);
+        let environment = documents.environments[0].value.clone();
+        World::from_documents(&documents, Assume::Documents).clusters_for(&environment).into_iter().collect::<Vec<_>>()
+    };
+    for (effect, clusters) in [("NoNewBindings", &[][..]), ("NoBindings", &[]), ("PreferNoBindings", &["eu-1"])] {
+        assert_eq!(tainted(effect, ""), clusters, "{effect}");
+        let status = "status: {clusters: [{name: eu-1, namespace: team-a-dev, ready: true}]}\n";
+        assert_eq!(tainted(effect, status), ["eu-1"], "{effect}: what runs stays");
+    }
+}
+
+#[test]
+fn who_prefers_latency_gets_the_backend_that_is_said_to_be_near() {
+    let chosen = |near: &str| {
+        let mut text = SHOP.replace("BROKER", "embedded").replace("STORE", "redis");
+        for (name, latency) in [("redis-us", "90"), (near, "1")] {
+            text.push_str(&format!(
+                "---\napiVersion: mecha.dev/v1alpha1\nkind: CapabilityBackend\nmetadata:\n  name: {name}\n  labels: \
+                 {{engine: redis}}\n  annotations: {{mecha.dev/latency-ms: \"{latency}\"}}\nspec:\n  kind: state\n  \
+                 component: {{type: state.redis, version: v1}}\n  features: [crud, etag, ttl]\n  source: {{none: {{}}}}\n"
+            ));
+        }
+        let text =
+            text.replace("features: [ttl], scopes", "features: [ttl], hints: [{prefer: latency, weight: 100}], scopes");
+        let evaluation = world(&text).evaluate(&Memory::default(), &Consent::default(), 0);
+        let entries = &evaluation.bindings[0].entries;
+        entries.iter().find(|entry| entry.claim == "orders").unwrap().backend.clone()
+    };
+    // Neither the first by name nor the last.
+    assert_eq!(
+        (chosen("a-redis"), chosen("redis-next"), chosen("z-redis")),
+        ("a-redis".to_owned(), "redis-next".to_owned(), "z-redis".to_owned())
+    );
+}
+
+#[test]
 fn tenants_never_share_a_slug() {
     let pairs = [("a/b-c", "d"), ("a-b/c", "d"), ("a/b", "c-d"), ("a/b-c", "d"), ("x/b-c", "d"), ("a/b_c", "d")];
     let mut slugs: Vec<_> = pairs.iter().map(|(e, c)| claim_slug(e, c)).collect();

@@ -169,7 +169,8 @@ fn aspects(
     let (placed, reason, message) = if let Some(problem) = context.foreign.get(namespace) {
         (false, EnvironmentReason::NamespacePending, problem.clone())
     } else if clusters.is_empty() {
-        let message = "no accepted and available MemberCluster has the labels of the class's clusterSelector";
+        let message = "no accepted and available MemberCluster has the labels of the class's clusterSelector and no \
+                       taint that keeps new environments away";
         (false, EnvironmentReason::NoCluster, message.to_owned())
     } else if waiting {
         (false, EnvironmentReason::NamespacePending, format!("namespace {namespace} is being made"))
