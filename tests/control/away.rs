@@ -4,14 +4,57 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use mecha_tests::Http;
+use mecha_tests::{Http, wait_until};
 
 use crate::clock::Clock;
 use crate::guide::{Load, PATIENCE, Shop};
+use crate::install::NAMESPACE;
 use crate::roles::{AGENT, HUB, INJECTOR};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const POD: &str = "orders-api";
+/// Hours after which the platform team asks for another root.
+const ROTATE_AFTER: u32 = 6;
+
+/// Two apps of which one calls the other. Who may is judged by the certificate of the caller's sidecar.
+const PEERS: &str = r#"
+apiVersion: dapr.io/v1alpha1
+kind: Configuration
+metadata: {name: friends}
+spec:
+  accessControl:
+    defaultAction: deny
+    trustDomain: public
+    policies: [{appId: cart, defaultAction: allow, trustDomain: public, namespace: HOME}]
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: stock
+  annotations: {dapr.io/enabled: "true", dapr.io/app-id: stock, dapr.io/app-port: "8080", dapr.io/config: friends}
+spec:
+  serviceAccountName: default
+  containers: [{name: app, image: "example/orders-api:1", ports: [{containerPort: 8080}]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: cart, annotations: {dapr.io/enabled: "true", dapr.io/app-id: cart}}
+spec:
+  serviceAccountName: default
+  containers: [{name: app, image: "example/cart:1"}]
+"#;
+
+/// What becomes of a call of `stock` by another app.
+async fn asks_stock(shop: &Shop, caller: &str) -> Option<u16> {
+    let api = Http::tcp(shop.node.port(&shop.home, caller, 3500));
+    let reply = api.get("/v1.0/invoke/stock/method/hello").try_send().await;
+    reply.ok().map(|reply| reply.status)
+}
+
+/// The roots that sidecars trust.
+fn roots(shop: &Shop) -> String {
+    shop.field(&["-n", NAMESPACE, "configmap", "mecha-trust-bundle"], ".data.ca\\.crt").unwrap()
+}
 
 /// The value of a metric of the sidecar.
 async fn metric(shop: &Shop, series: &str) -> Option<f64> {
@@ -37,6 +80,11 @@ async fn an_hour(shop: &Shop, clock: &mut Clock) {
     let load = Load::start(shop.api());
     load.goes_on(10).await;
     load.end().await;
+    // The node's register of names stands for the DNS, and all in it has become an hour old at once.
+    wait_until(PATIENCE, "stock to be found", async || asks_stock(shop, "cart").await == Some(200)).await;
+    for _ in 0..5 {
+        assert_eq!(asks_stock(shop, "cart").await, Some(200));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,10 +98,23 @@ async fn a_day_without_the_hub_and_hours_without_anybody_fail_no_call_and_sideca
     shop.roles.launch(&shop.server, AGENT);
     shop.roles.ready().await;
     assert_eq!(shop.save("a", "1").await, 204);
+    shop.apply(&PEERS.replace("HOME", &shop.home));
+    for pod in ["stock", "cart"] {
+        let ready = ".status.conditions[?(@.type==\"Ready\")].status";
+        shop.shows(&["-n", &shop.home, "pod", pod], ready, "True").await;
+    }
+    wait_until(PATIENCE, "stock to be found", async || asks_stock(&shop, "cart").await == Some(200)).await;
+    assert_eq!(asks_stock(&shop, POD).await, Some(403), "its certificate says that it is another app");
+    let first_roots = roots(&shop);
 
-    // A day without the hub. Certificates and snapshots live as long, so the agent has to renew both meanwhile.
+    // A day without the hub. Certificates and snapshots live as long, so the agent has to renew both meanwhile; and it
+    // comes to another root, while sidecars have certificates of both.
     shop.roles.kill(HUB);
     for hour in 1..=24 {
+        if hour == ROTATE_AFTER {
+            let rotate = ["annotate", "secret", "mecha-trust-root", "mecha.dev/rotate=today"];
+            shop.server.kubectl(&[&["-n", NAMESPACE], &rotate[..]].concat());
+        }
         an_hour(&shop, &mut clock).await;
         let what = format!("certificate and snapshot to be young after {hour} hours");
         while_time_goes_on(&mut clock, &what, async || {
@@ -65,6 +126,9 @@ async fn a_day_without_the_hub_and_hours_without_anybody_fail_no_call_and_sideca
     }
     let renewed = metric(&shop, "dapr_runtime_mtls_workload_cert_rotated_total").await.unwrap();
     assert!(renewed >= 1.0, "{renewed} renewals in a day");
+    let begin = |pem: &str| pem.split("-----END").next().unwrap().to_owned();
+    assert_ne!(begin(&roots(&shop)), begin(&first_roots), "another root signs");
+    assert_eq!(asks_stock(&shop, POD).await, Some(403));
     // Who reads the claim's Secret needs neither hub nor sidecar.
     let secret = shop.field(&["-n", &shop.home, "capabilityclaim", "orders"], ".status.binding.name").unwrap();
     let host = shop.field(&["-n", &shop.home, "secret", &secret], ".data.host").unwrap();

@@ -1,7 +1,7 @@
 //! A service that another system provides, from its composite to calls of an app: found, used under load, rotated, gone.
 //! The test writes what the other system's controller writes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mecha_testkit::servers::RedisOptions;
 use mecha_tests::wait_until;
@@ -11,6 +11,9 @@ use crate::guide::{Load, PATIENCE, Shop};
 
 const POD: &str = "orders-api";
 const SIDECAR: &str = "daprd";
+/// From a composite that is Ready to its backend, where nobody else has the cores: the best of some tries counts.
+const SOON: Duration = Duration::from_secs(2);
+const TRIES: usize = 10;
 
 /// The composite's kind, and the right to read it, which a controller manager would add to the agent's.
 const CACHES: &str = r#"
@@ -87,12 +90,26 @@ async fn a_composite_that_is_ready_serves_apps_its_rotated_password_fails_no_cal
     shop.shows(&backend, ".status.conditions[?(@.type==\"Ready\")].reason", "SourceNotReady").await;
 
     secret("canary-first");
-    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "Available"}]}});
-    let status = ["-n", "databases", "patch", "xcache", "cache", "--subresource=status", "--type=merge", "-p"];
-    shop.server.kubectl(&[&status[..], &[&ready.to_string()]].concat());
-    let began = Instant::now();
-    shop.shows(&backend, ".status.conditions[?(@.type==\"Ready\")].status", "True").await;
-    eprintln!("a composite is Ready, its backend is {:.0?} later", began.elapsed());
+    let says = |ready: &str| {
+        let conditions = json!([{"type": "Ready", "status": ready, "reason": "Reported"}]);
+        let report = json!({"status": {"conditions": conditions}}).to_string();
+        let status = ["-n", "databases", "patch", "xcache", "cache", "--subresource=status", "--type=merge", "-p"];
+        shop.server.kubectl(&[&status[..], &[&report]].concat());
+    };
+    let mut fastest = Duration::MAX;
+    for _ in 0..TRIES {
+        says("True");
+        let began = Instant::now();
+        shop.shows(&backend, ".status.conditions[?(@.type==\"Ready\")].status", "True").await;
+        fastest = fastest.min(began.elapsed());
+        if fastest <= SOON {
+            break;
+        }
+        says("False");
+        shop.shows(&backend, ".status.conditions[?(@.type==\"Ready\")].reason", "SourceNotReady").await;
+    }
+    eprintln!("a composite is Ready, its backend is {fastest:.0?} later");
+    assert!(fastest <= SOON, "a composite is Ready, its backend only {fastest:?} later");
 
     // The app comes to use it while it works.
     let load = Load::start(shop.api());

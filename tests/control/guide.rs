@@ -2,12 +2,14 @@
 //! sidecars and stores, by the steps that the guides give.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use mecha_testkit::servers::{Kubernetes, KubernetesOptions, Redis};
-use mecha_tests::{FaultProxy, Http, HttpApp, Signal, wait_until};
+use mecha_tests::{Answer, FaultProxy, Http, HttpApp, Signal, wait_until};
 use serde_json::{Value, json};
 
 use crate::install::install;
@@ -28,6 +30,54 @@ fn files(guide: &str) -> BTreeMap<String, String> {
     blocks.filter_map(|block| block.split_once('\n')).map(|(name, yaml)| (name.to_owned(), yaml.to_owned())).collect()
 }
 
+/// Commands of the guides that no test can run as they stand, and why.
+const NOT_HERE: &[(&str, &str)] = &[
+    ("helm ", "`install.rs` installs and uninstalls with it"),
+    ("kubectl apply --server-side -f deploy/manifests/mecha.yaml", "`install` did it before the server had nodes"),
+    ("kubectl -n mecha-system rollout status", "the roles run as processes, not as pods"),
+    ("kubectl -n \"$CONNECT_TO\" get capabilityclaim orders --watch", "it never ends"),
+    ("# finalizers.sh", "`uninstall.rs` runs it"),
+];
+
+/// The commands of a guide, in their order. A line that is indented goes on with the one before.
+fn commands(guide: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(format!("{DOCS}/{guide}")).unwrap();
+    let mut commands: Vec<String> = Vec::new();
+    for block in text.split("\n```sh\n").skip(1).map(|rest| rest.split("\n```").next().unwrap()) {
+        let script = block.starts_with('#');
+        for (number, line) in block.lines().enumerate() {
+            match commands.last_mut() {
+                Some(before) if number > 0 && (script || line.starts_with(' ')) => *before += &format!("\n{line}"),
+                _ => commands.push(line.to_owned()),
+            }
+        }
+    }
+    commands.retain(|command| NOT_HERE.iter().all(|(known, _)| !command.starts_with(known)));
+    commands
+}
+
+/// Runs a command of a guide in a folder with its files, as a person does; what it printed.
+#[track_caller]
+fn run(command: &str, server: &Kubernetes, folder: &Path, home: &str) -> String {
+    let programs = std::env::var("MECHA_KUBERNETES").unwrap();
+    let ours = mecha_tests::mecha().parent().unwrap().display().to_string();
+    let output = Command::new("bash")
+        .args(["-uc", command])
+        .current_dir(folder)
+        .env("PATH", format!("{programs}:{ours}:{}", std::env::var("PATH").unwrap()))
+        .env("KUBECONFIG", server.kubeconfig())
+        .env("MECHA_HOME", folder.join("home"))
+        .env("CONNECT_TO", home)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    // The one of which the guide says that it ends otherwise.
+    let status = if command.starts_with("mecha plan ") { 3 } else { 0 };
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{command}:\n{said}{complaint}");
+    said
+}
+
 pub(crate) fn port_of(url: &str) -> u16 {
     url.rsplit(':').next().unwrap().parse().unwrap()
 }
@@ -46,6 +96,8 @@ pub(crate) struct Shop {
     _app: HttpApp,
     /// The CONNECT-TO namespace.
     pub(crate) home: String,
+    /// The files of the guide, with the addresses of these stores.
+    files: BTreeMap<String, String>,
 }
 
 impl Shop {
@@ -61,24 +113,27 @@ impl Shop {
         install(&server);
         let road = FaultProxy::start(port_of(&server.url())).await;
         let roles = ControlPart::start_on(&server, Some(road.port())).await;
-        let app = HttpApp::builder().start().await;
+        let app = HttpApp::builder().on("GET /hello", Answer::text("hello")).start().await;
         let node = KubeletOptions::new().served("example/orders-api:1", app.port()).variables(variables).start(&server);
-        let files = files("platform-guide.md");
-        let backends = files["backends.yaml"]
-            .replace("redis-blue.databases.svc.cluster.local:6379", &blue.address())
-            .replace("redis-green.databases.svc.cluster.local:6379", &green.address());
-        server.apply(&backends).unwrap();
-        server.apply(&files["class.yaml"]).unwrap();
-        server.apply(&files["environment.yaml"]).unwrap();
-        let mut shop = Self { node, roles, road, server, audit, blue, green, _app: app, home: String::new() };
+        let mut files = files("platform-guide.md");
+        for text in files.values_mut() {
+            *text = text
+                .replace("redis-blue.databases.svc.cluster.local:6379", &blue.address())
+                .replace("redis-green.databases.svc.cluster.local:6379", &green.address());
+        }
+        for name in ["backends.yaml", "class.yaml", "environment.yaml"] {
+            server.apply(&files[name]).unwrap();
+        }
+        let home = String::new();
+        let mut shop = Self { node, roles, road, server, audit, blue, green, _app: app, home, files };
         shop.shows(&["-n", "team-a", "environment", "dev"], ".status.conditions[?(@.type==\"Ready\")].status", "True")
             .await;
         shop.home = shop.field(&["-n", "team-a", "environment", "dev"], ".status.connectTo").unwrap();
         // The controllers of a whole cluster make it.
         shop.server.kubectl(&["-n", &shop.home, "create", "serviceaccount", "default"]);
-        shop.apply(&files["claim.yaml"]);
+        shop.apply(&shop.files["claim.yaml"]);
         shop.bound_to("redis-blue").await;
-        shop.apply(&files["app.yaml"]);
+        shop.apply(&shop.files["app.yaml"]);
         let pod = ["-n", &shop.home.clone(), "pod", POD];
         shop.shows(&pod, ".status.conditions[?(@.type==\"Ready\")].status", "True").await;
         Some(shop)
@@ -195,26 +250,67 @@ impl Load {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_platform_guide_from_the_first_environment_to_the_first_swap() {
     let Some(shop) = Shop::open().await else { return };
-    // What kubectl prints is what the guide says it prints.
-    let environments = shop.server.kubectl(&["-n", "team-a", "get", "environments"]);
-    let row: Vec<&str> = environments.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!((row[0], row[1], row[2]), ("dev", shop.home.as_str(), "development"), "{environments}");
-    let clusters = shop.server.kubectl(&["get", "memberclusters"]);
-    assert!(clusters.contains("local"), "{clusters}");
     let pods = ["-n", &shop.home, "pod", POD];
     assert_eq!(shop.field(&pods, ".spec.initContainers[0].name").as_deref(), Some(SIDECAR), "the webhook was asked");
-
     assert_eq!(shop.save("a", "1").await, 204);
     assert!(shop.blue.command(&["KEYS", "*"]).contains('a') && shop.green.command(&["KEYS", "*"]).trim().is_empty());
     let log = shop.node.log(&shop.home, POD, SIDECAR);
 
+    // Every command of the page, in its order; what it applies is there by now, and stays as it is.
+    let folder = tempfile::tempdir().unwrap();
+    for (name, yaml) in &shop.files {
+        std::fs::write(folder.path().join(name), yaml).unwrap();
+    }
     let load = Load::start(shop.api());
     load.goes_on(20).await;
-    shop.selects("green");
-    shop.bound_to("redis-green").await;
+    let mut ran = 0;
+    for command in commands("platform-guide.md") {
+        let printed = run(&command, &shop.server, folder.path(), &shop.home);
+        let row = |name: &str| -> Vec<String> {
+            let row = printed.lines().find(|line| line.starts_with(&format!("{name} ")));
+            let row = row.unwrap_or_else(|| panic!("{command} prints no {name}:\n{printed}"));
+            row.split_whitespace().map(str::to_owned).collect()
+        };
+        match command.as_str() {
+            "kubectl get memberclusters" => drop(row("local")),
+            "kubectl get capabilitybackends" => drop((row("redis-blue"), row("redis-green"))),
+            "kubectl -n team-a get environments" => {
+                let row = row("dev");
+                assert_eq!((row[1].as_str(), row[2].as_str()), (shop.home.as_str(), "development"), "{printed}");
+            }
+            "kubectl -n \"$CONNECT_TO\" get capabilityclaims" => {
+                let row = row("orders");
+                assert!(row.contains(&"Bound".to_owned()) && row.contains(&"redis-blue".to_owned()), "{row:?}");
+            }
+            patch if patch.starts_with("kubectl patch environmentclass development") => {
+                shop.bound_to("redis-green").await;
+                load.goes_on(20).await;
+                assert!(shop.green.command(&["KEYS", "*"]).contains("load"), "what is written now is in the new store");
+            }
+            // The file says blue still: back again.
+            plan if plan.starts_with("mecha plan class.yaml") => {
+                assert!(printed.contains("redis-green") && printed.contains("redis-blue"), "{printed}");
+            }
+            "mecha wait class/development" => shop.bound_to("redis-blue").await,
+            explain if explain.starts_with("mecha explain claim") => {
+                assert!(
+                    printed.contains("selected  redis-blue") && printed.contains("rejected  redis-green"),
+                    "{printed}"
+                );
+            }
+            home if home.starts_with("CONNECT_TO=") => {
+                let found = run(&format!("{home}; echo \"$CONNECT_TO\""), &shop.server, folder.path(), "");
+                assert_eq!(found.trim(), shop.home);
+            }
+            apply => {
+                assert!(apply.contains(" apply -f ") || apply.starts_with("mecha apply "), "{apply} shows nothing")
+            }
+        }
+        ran += 1;
+    }
+    assert!(ran >= 14, "{ran} commands are the whole page");
     load.goes_on(20).await;
     load.end().await;
-    assert!(shop.green.command(&["KEYS", "*"]).contains("load"), "what is written now is in the new store");
     assert_eq!(shop.field(&pods, ".status.initContainerStatuses[0].restartCount").as_deref(), Some("0"), "{log}");
 
     // What the Secrets hold is nowhere else: not in what people without rights on Secrets can read, not in logs.
@@ -273,4 +369,19 @@ fn the_files_of_the_developer_guide_are_taken() {
     pod["metadata"]["name"] = json!("orders-api-1");
     let injection = mecha_patch::inject(&pod, "default", &mecha_patch::Config::default()).unwrap();
     assert!(injection.opted_in && injection.warnings.is_empty());
+
+    let folder = tempfile::tempdir().unwrap();
+    for (name, yaml) in &files {
+        std::fs::write(folder.path().join(name), yaml).unwrap();
+    }
+    let run = |command: &str| run(command, &server, folder.path(), "default");
+    for command in commands("developer-guide.md") {
+        run(&command);
+    }
+    // What pods will get, offline; the server takes it as it is.
+    let shown = "mecha inject -f deployment.yaml";
+    assert!(std::fs::read_to_string(format!("{DOCS}/developer-guide.md")).unwrap().contains(shown));
+    let injected = run(shown);
+    assert!(injected.contains("restartPolicy: Always") && injected.contains("name: daprd"), "{injected}");
+    run(&format!("{shown} | kubectl apply --server-side --force-conflicts -f -"));
 }
