@@ -50,7 +50,7 @@ pub(crate) struct Common {
     /// How the collector is spoken to [default: OTEL_EXPORTER_OTLP_PROTOCOL, or grpc]
     #[arg(long, global = true, value_enum, value_name = "PROTOCOL")]
     pub(crate) trace_protocol: Option<TraceProtocol>,
-    /// Share of decisions that is traced, from 0 to 1 [default: OTEL_TRACES_SAMPLER, or 1]
+    /// Share of what a role does that is traced, such as decisions and admissions, from 0 to 1 [default: OTEL_TRACES_SAMPLER, or 1]
     #[arg(long, global = true, value_name = "SHARE")]
     pub(crate) trace_share: Option<f64>,
 }

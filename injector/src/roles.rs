@@ -81,6 +81,7 @@ fn agent(args: &AgentArgs, role: &Role, tracer: &Tracer, running: &mut JoinSet<R
     let sources = mecha_sources::Options {
         cluster_name: args.agent_cluster.clone(),
         probe_program: args.probe_program.clone(),
+        tracer: tracer.clone(),
         ..mecha_sources::Options::default()
     };
     let beside = role.clone();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Api;
+use mecha_apiserver::trace::SpanKind;
 use mecha_apiserver::{
     CapabilityBackend, CapabilityBinding, Events, FailureKind, Followed, Leadership, Role, Selection, Term,
     apply_status, cluster_namespace, follow,
@@ -43,6 +44,7 @@ pub(crate) async fn lead(options: Options, role: Role) {
             options.probe_every,
             options.probe_limit,
             role.tasks.clone(),
+            options.tracer.clone(),
         ),
         events: Events::new(&role, MANAGER),
         metrics,
@@ -95,7 +97,7 @@ struct Found {
 impl Leader {
     async fn serve(&mut self, term: &Term) {
         let mut secrets = loop {
-            match Secrets::begin(self.role.client.clone(), term.clone(), self.options.retain).await {
+            match Secrets::begin(self.role.client.clone(), term.clone(), &self.options).await {
                 Ok(secrets) => break secrets,
                 Err(error) => {
                     tracing::warn!(%error, "the lists of Secrets cannot be read; they are tried again");
@@ -251,11 +253,17 @@ impl Leader {
             if !term.holds() {
                 return failures;
             }
+            let mut span = self.options.tracer.start(SpanKind::Internal, None, || "resolve source");
+            if span.is_recording() {
+                span.set("mecha.backend", name.clone());
+                span.set("mecha.outcome", part.ready.reason.to_string());
+            }
             match apply_status(&api, name, MANAGER, &part.value()).await {
                 Ok(_) => self.announce(backend, name, &part),
-                Err(failure) if failure.kind == FailureKind::NotFound => {}
+                Err(failure) if failure.kind == FailureKind::NotFound => span.discard(),
                 Err(error) => {
                     failures += 1;
+                    span.fail("the status could not be written");
                     tracing::warn!(backend = name, %error, "the status could not be written; it is tried again");
                 }
             }

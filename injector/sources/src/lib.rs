@@ -22,6 +22,7 @@ mod template;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mecha_apiserver::trace::Tracer;
 use mecha_apiserver::{Role, Timing};
 
 /// Owner of the fields that are written here, and value of the label of what is made here.
@@ -49,6 +50,8 @@ pub struct Options {
     pub probe_limit: Duration,
     /// How long the lease of the leader holds.
     pub lease: Timing,
+    /// Makes the spans of what is resolved, probed and written.
+    pub tracer: Tracer,
 }
 
 impl Default for Options {
@@ -60,6 +63,7 @@ impl Default for Options {
             probe_every: Duration::from_secs(3600),
             probe_limit: Duration::from_secs(60),
             lease: Timing::default(),
+            tracer: Tracer::off(),
         }
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use jiff::Timestamp;
+use mecha_apiserver::trace::{Span, SpanKind, Tracer};
 use mecha_apiserver::{CapabilityBackend, Tasks};
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -56,6 +57,7 @@ pub(crate) struct Probes {
     every: Duration,
     limit: Duration,
     tasks: Tasks,
+    tracer: Tracer,
     at_once: Arc<Semaphore>,
     known: Arc<Mutex<HashMap<String, Known>>>,
     changes: watch::Sender<u64>,
@@ -85,12 +87,19 @@ struct Verdict {
 }
 
 impl Probes {
-    pub(crate) fn new(program: Option<PathBuf>, every: Duration, limit: Duration, tasks: Tasks) -> Self {
+    pub(crate) fn new(
+        program: Option<PathBuf>,
+        every: Duration,
+        limit: Duration,
+        tasks: Tasks,
+        tracer: Tracer,
+    ) -> Self {
         Self {
             program,
             every,
             limit,
             tasks,
+            tracer,
             at_once: Arc::new(Semaphore::new(AT_ONCE)),
             known: Arc::default(),
             changes: watch::Sender::new(0),
@@ -125,9 +134,13 @@ impl Probes {
             let features = backend.spec.features.clone();
             let (known, changes, at_once, every) =
                 (self.known.clone(), self.changes.clone(), self.at_once.clone(), self.every);
+            let tracer = self.tracer.clone();
             self.tasks.run("probe", async move {
                 let _permit = at_once.acquire().await;
+                let mut span = tracer.start(SpanKind::Internal, None, || "probe backend");
                 let outcome = run.outcome(&features).await;
+                told(&mut span, &name, &outcome);
+                drop(span);
                 let pause = if outcome.ran { every } else { RETRY.min(every) };
                 known.lock().insert(name, Known { input, outcome: Some(outcome), due: Some(Instant::now() + pause) });
                 changes.send_modify(|version| *version += 1);
@@ -144,6 +157,24 @@ impl Probes {
     /// Forgets backends that are gone.
     pub(crate) fn keep(&self, still: impl Fn(&str) -> bool) {
         self.known.lock().retain(|name, known| known.due.is_none() || still(name));
+    }
+}
+
+/// Says in its span what a probe found.
+fn told(span: &mut Span, backend: &str, outcome: &Outcome) {
+    if span.is_recording() {
+        span.set("mecha.backend", backend.to_owned());
+        span.set("mecha.features", outcome.proven.join(","));
+        let word = match (outcome.ran, outcome.failed.is_empty(), outcome.proven.is_empty()) {
+            (false, _, _) => "not run",
+            (true, true, _) => "proven",
+            (true, false, false) => "partly",
+            (true, false, true) => "refused",
+        };
+        span.set("mecha.outcome", word);
+        if word == "not run" || word == "refused" {
+            span.fail("no feature was proven");
+        }
     }
 }
 

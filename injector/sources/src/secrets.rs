@@ -14,12 +14,13 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::ListParams;
 use kube::{Api, Client};
+use mecha_apiserver::trace::{SpanKind, Tracer};
 use mecha_apiserver::{CapabilityBinding, Failure, FailureKind, Term, apply, call, delete};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use crate::source::Credentials;
-use crate::{LEDGER, MANAGED_BY, MANAGER};
+use crate::{LEDGER, MANAGED_BY, MANAGER, Options};
 
 /// Writes at once.
 const AT_ONCE: usize = 8;
@@ -116,6 +117,7 @@ pub(crate) struct Secrets {
     client: Client,
     term: Term,
     retain: Duration,
+    tracer: Tracer,
     ledgers: BTreeMap<String, Ledger>,
     /// What was written of which source, and when.
     written: HashMap<(String, String), (String, Instant)>,
@@ -134,7 +136,7 @@ pub(crate) struct Round {
 
 impl Secrets {
     /// Reads the ledgers.
-    pub(crate) async fn begin(client: Client, term: Term, retain: Duration) -> Result<Self, Failure> {
+    pub(crate) async fn begin(client: Client, term: Term, options: &Options) -> Result<Self, Failure> {
         let maps: Api<ConfigMap> = Api::all(client.clone());
         let params = ListParams::default().fields(&format!("metadata.name={LEDGER}"));
         let mut ledgers = BTreeMap::new();
@@ -142,7 +144,8 @@ impl Secrets {
             let entries = map.data.unwrap_or_default().into_iter().map(|(name, since)| (name, since.parse().ok()));
             ledgers.insert(map.metadata.namespace.unwrap_or_default(), entries.collect());
         }
-        Ok(Self { client, term, retain, ledgers, written: HashMap::new() })
+        let (retain, tracer) = (options.retain, options.tracer.clone());
+        Ok(Self { client, term, retain, tracer, ledgers, written: HashMap::new() })
     }
 
     /// Brings all Secrets into line. `source` gives the connection data for a namespace and
@@ -174,14 +177,32 @@ impl Secrets {
                     before => {
                         let known = before.is_some();
                         let secret = said.secret(&namespace, name, wanted, &credentials);
-                        due.push((key, version, secret, known));
+                        due.push((key, version, secret, known, wanted.backend.clone()));
                     }
                 }
             }
         }
-        let (client, term) = (&self.client, &self.term);
-        let writes = due.into_iter().map(|(key, version, secret, known)| async move {
-            let answer = if term.holds() { write(client, &key, &secret, known).await } else { Ok(false) };
+        let (client, term, tracer) = (&self.client, &self.term, &self.tracer);
+        let writes = due.into_iter().map(|(key, version, secret, known, backend)| async move {
+            if !term.holds() {
+                return (key, version, Ok(false));
+            }
+            let mut span = tracer.start(SpanKind::Internal, None, || "write secret");
+            let answer = write(client, &key, &secret, known).await;
+            if span.is_recording() {
+                span.set("mecha.namespace", key.0.clone());
+                span.set("mecha.secret", key.1.clone());
+                span.set("mecha.backend", backend);
+                let outcome = match &answer {
+                    Ok(true) => "written",
+                    Ok(false) => "taken",
+                    Err(_) => "failed",
+                };
+                span.set("mecha.outcome", outcome);
+                if outcome != "written" {
+                    span.fail("the Secret was not written");
+                }
+            }
             (key, version, answer)
         });
         let answers: Vec<_> = futures_util::stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
