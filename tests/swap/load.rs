@@ -189,6 +189,25 @@ impl Events {
         (Self { seen, acked: Arc::default(), dead }, builder)
     }
 
+    /// Takes the events of `route`, too.
+    pub(crate) fn at(builder: HttpAppBuilder, route: &str) -> (Self, HttpAppBuilder) {
+        let seen = Arc::new(Mutex::new(BTreeMap::<u64, u32>::new()));
+        let taken = seen.clone();
+        let builder = builder.on_call(route, move |call| {
+            let id = call.json()["data"]["id"].as_u64().unwrap();
+            *taken.lock().entry(id).or_default() += 1;
+            async { Answer::status(200) }
+        });
+        (Self { seen, acked: Arc::default(), dead: Arc::default() }, builder)
+    }
+
+    /// Another app that is to get the same ones at `route`.
+    pub(crate) fn again_at(&self, builder: HttpAppBuilder, route: &str) -> (Self, HttpAppBuilder) {
+        let (mut events, builder) = Self::at(builder, route);
+        events.acked = self.acked.clone();
+        (events, builder)
+    }
+
     /// An app that takes the events of input binding `name`.
     pub(crate) fn source(builder: HttpAppBuilder, name: &str) -> (Self, HttpAppBuilder) {
         let seen = Arc::new(Mutex::new(BTreeMap::<u64, u32>::new()));

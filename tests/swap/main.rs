@@ -13,4 +13,5 @@ mod load;
 mod memory;
 mod refusals;
 mod secrets;
+mod settings;
 mod support;
