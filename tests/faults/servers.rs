@@ -44,15 +44,26 @@ const BREAKS: &[Break] = &[
     Break::HalfOpen,
     Break::Network(Network::Hang),
     Break::Network(Network::Lose(Side::Server)),
+    Break::Network(Network::Lose(Side::Client)),
     Break::Network(Network::Refuse),
     Break::Network(Network::Reset),
     Break::Network(Network::CutAfter(Side::Server, 3000)),
+    Break::Network(Network::Latency(Duration::from_millis(50))),
+    Break::Network(Network::Slow(20_000)),
 ];
+
+/// Calls that have to succeed through a network that is slow.
+const THROUGH: usize = 5;
 
 impl Break {
     /// Whether every call fails while it lasts.
     fn is_outage(self) -> bool {
-        !matches!(self, Self::Restart | Self::HalfOpen | Self::Network(Network::CutAfter(..)))
+        !self.is_slow() && !matches!(self, Self::Restart | Self::HalfOpen | Self::Network(Network::CutAfter(..)))
+    }
+
+    /// Whether calls go on while it lasts, and only take longer.
+    fn is_slow(self) -> bool {
+        matches!(self, Self::Network(Network::Latency(_) | Network::Slow(_)))
     }
 
     async fn begin(self, Behind { proxy, server }: &mut Behind) {
@@ -238,6 +249,11 @@ async fn one(kind: Break, row: Row, behind: &mut Behind, ledger: &Ledger, load: 
         // were never answered.
         load.wait(&format!("an error during {kind:?}"), Instant::now(), |outcome| outcome.error.is_some()).await;
         load.wait(&format!("more errors during {kind:?}"), Instant::now(), |outcome| outcome.error.is_some()).await;
+    }
+    if kind.is_slow() {
+        for _ in 0..THROUGH {
+            load.wait(&format!("a call through {kind:?}"), Instant::now(), |outcome| outcome.error.is_none()).await;
+        }
     }
     kind.end(behind).await;
     let healed = Instant::now();
