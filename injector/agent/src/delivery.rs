@@ -23,6 +23,7 @@ use crate::serve::{Served, caller};
 use crate::sets::{Set, phase_from_wire};
 use crate::sidecars::{Place, Reported};
 use crate::view::Cause;
+use crate::waits::Patience;
 
 /// The version of the protocol that is spoken here.
 const PROTOCOL: u32 = 1;
@@ -94,6 +95,9 @@ struct Sent {
     /// What the documents had been changed for by then.
     cause: Option<Cause>,
     renew: tokio::time::Instant,
+    /// Documents in it that wait for a secret, and when to speak of it.
+    waiting: Vec<String>,
+    patience: Patience,
 }
 
 async fn converse(
@@ -119,6 +123,7 @@ async fn converse(
     let mut stale = true;
     loop {
         let renew = sent.as_ref().map(|sent| sent.renew);
+        let complain = sent.as_ref().and_then(|sent| sent.patience.until);
         tokio::select! {
             // Only when the last set has left is the next one made: what is old by then is never sent.
             room = answers.reserve(), if stale => {
@@ -132,6 +137,12 @@ async fn converse(
             () = until(renew), if !stale => {
                 sent = sent.map(|sent| Sent { digest: String::new(), ..sent });
                 stale = true;
+            }
+            () = until(complain), if !stale => {
+                if let Some(sent) = &mut sent {
+                    sent.patience = Patience::default();
+                    desk.complain(&sent.waiting);
+                }
             }
             report = reports.message() => match report?.map(|m| m.message) {
                 None => return Ok(()),
@@ -220,26 +231,24 @@ async fn next(
     let since = published.since.filter(|_| !first);
     let unchanged = first && hello.digest == set.digest;
     let renew = if unchanged { RENEW_UNCHANGED } else { RENEW };
+    let patience = sent.as_ref().map(|sent| sent.patience).unwrap_or_default();
+    let patience = patience.next(!set.waiting.is_empty(), tokio::time::Instant::now());
+    for why in &set.waiting {
+        let Caller { namespace, app_id } = desk.caller();
+        tracing::debug!(namespace, app_id, why, "a document waits for a secret; sidecars keep what they have");
+    }
     *sent = Some(Sent {
         sequence,
         digest: set.digest.clone(),
         since,
         cause: cause.clone(),
         renew: tokio::time::Instant::now() + spread(&hello.instance, renew),
+        waiting: set.waiting.clone(),
+        patience,
     });
     let message = if unchanged {
         from_agent::Message::Unchanged(wire::Unchanged { sequence })
     } else {
-        for document in set.documents.iter().filter(|document| !document.unresolved.is_empty()) {
-            let caller = desk.caller();
-            tracing::warn!(
-                namespace = caller.namespace,
-                app_id = caller.app_id,
-                kind = document.kind,
-                why = document.unresolved,
-                "a document waits for a secret; sidecars keep what they have"
-            );
-        }
         served.metrics.set_sent(set.bytes(), since.map(|since| since.elapsed()));
         let snapshot = set.snapshot(desk.caller(), &served.live);
         let traceparent = span.context().or(context).map(TraceContext::traceparent).unwrap_or_default();

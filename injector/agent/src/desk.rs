@@ -126,6 +126,19 @@ impl Desk {
         }
     }
 
+    /// Tells people what this sidecar has waited for in vain, unless another one's wait has told them.
+    pub(crate) fn complain(&self, waiting: &[String]) {
+        for why in waiting.iter().filter(|why| self.space.said.is_news((*why).clone(), Instant::now())) {
+            tracing::warn!(
+                namespace = self.caller.namespace,
+                app_id = self.caller.app_id,
+                why,
+                "a document still waits for a secret; sidecars keep what they have. Secrets called mecha-* are written \
+                 from the source of a backend: its condition Ready says what is lacking. Others are yours to create"
+            );
+        }
+    }
+
     pub(crate) fn caller(&self) -> &Caller {
         &self.caller
     }

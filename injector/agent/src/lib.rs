@@ -35,6 +35,7 @@ mod sets;
 mod sidecars;
 mod status;
 mod view;
+mod waits;
 mod world;
 
 use std::net::{Ipv6Addr, SocketAddr};

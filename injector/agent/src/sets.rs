@@ -22,16 +22,21 @@ pub(crate) struct Set {
     pub(crate) digest: String,
     /// What is missing, by name of the component.
     pub(crate) missing: BTreeMap<String, String>,
+    /// Documents that wait for a secret, with what they wait for.
+    pub(crate) waiting: Vec<String>,
     bytes: usize,
 }
 
 impl Set {
     pub(crate) fn new(filled: Vec<Filled>) -> Result<Self, String> {
-        let mut missing = BTreeMap::new();
+        let (mut missing, mut waiting) = (BTreeMap::new(), Vec::new());
         let mut hasher = Sha256::new();
         let (mut documents, mut bytes) = (Vec::with_capacity(filled.len()), 0);
         for filled in filled {
             let document = &filled.document;
+            if !filled.missing.is_empty() {
+                waiting.push(format!("{} {}: {}", document.kind.name(), document.name, filled.missing));
+            }
             if document.kind == Kind::Component && !filled.missing.is_empty() {
                 missing.insert(document.name.clone(), filled.missing.clone());
             }
@@ -62,7 +67,7 @@ impl Set {
             // Writing to text cannot fail.
             let _ = write!(digest, "{byte:02x}");
         }
-        Ok(Self { documents, digest, missing, bytes })
+        Ok(Self { documents, digest, missing, waiting, bytes })
     }
 
     /// Its size in bytes, without the snapshot.

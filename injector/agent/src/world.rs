@@ -17,6 +17,7 @@ use crate::document::Kind;
 use crate::kinds::{self, Component, Configuration, HttpEndpoint, INJECTED, Pod, Resiliency, Subscription, Written};
 use crate::secrets::{Reader, Secrets};
 use crate::view::View;
+use crate::waits::Said;
 
 /// Changes that come together are looked at together.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -59,6 +60,8 @@ pub(crate) struct World {
 /// One namespace with sidecars.
 pub(crate) struct Space {
     pub(crate) secrets: Secrets,
+    /// What was said of documents that wait for them.
+    pub(crate) said: Said,
     published: watch::Sender<Published>,
 }
 
@@ -137,6 +140,7 @@ impl World {
         let published = Published { view: Arc::new(self.compose(name)), since: None };
         let space = Arc::new(Space {
             secrets: Secrets::new(name, self.reader.clone()),
+            said: Said::default(),
             published: watch::Sender::new(published),
         });
         spaces.insert(name.to_owned(), Arc::downgrade(&space));
