@@ -90,6 +90,36 @@ async fn components_are_edited_broken_repaired_removed_and_added_again_under_loa
     events.all_arrived("edits").await;
 }
 
+/// A file that its connection has for itself: the old instance has to go first, and comes back when the new one fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_that_cannot_be_beside_each_other_take_turns() {
+    let builder = Sidecar::builder().app_id("alone").switch("mecha-strict");
+    let file = builder.folder().join("state.db").to_str().unwrap().to_owned();
+    let alone = format!("file:{file}?_pragma=locking_mode(EXCLUSIVE)");
+    let sidecar = builder.document("store.yaml", &sqlite(&alone, "2s")).start().await;
+    let (http, documents) = (sidecar.http(), Documents::of(&sidecar));
+    http.post("/v1.0/state/store", r#"[{"key":"kept","value":"yes"}]"#).send().await.expect(204);
+    let there = async || assert_eq!(http.get("/v1.0/state/store/kept").send().await.expect(200).text(), "\"yes\"");
+    // Alone after alone, beside others after alone, and alone again.
+    for document in [sqlite(&alone, "3s"), sqlite(&file, "3s"), sqlite(&alone, "4s")] {
+        let before = generation(&http).await;
+        documents.write("store.yaml", &document);
+        let receipt = ended(&http, before, "Component", "store").await;
+        assert_eq!(receipt["outcome"], "applied", "{receipt}");
+        there().await;
+    }
+    // The next one gets so far that it takes the file, and no further.
+    let broken = sqlite(&alone, "5s") + "  - {name: metadataTableName, value: sqlite_mine}\n";
+    documents.write("store.yaml", &broken);
+    let reason = refused(&http, "Component", "store").await;
+    println!("refused: {reason}");
+    there().await;
+    sidecar.wait_log("what runs stays as it is, the change is refused").await;
+    documents.write("store.yaml", &sqlite(&alone, "6s"));
+    nothing_refused(&http).await;
+    there().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_did_not_change_is_not_touched() {
     let builder = Sidecar::builder().app_id("still").switch("mecha-strict");
@@ -179,6 +209,21 @@ async fn subscriptions_endpoints_policies_and_settings_apply_while_it_serves() {
     sidecar.wait_log("Received HTTPEndpoint UPDATED event: outside").await;
     assert_eq!(http.get("/v1.0/invoke/outside/method/who").send().await.expect(200).text(), "two");
 
+    // What cannot be leaves the one of before, which is shown wherever somebody looks.
+    let shown = async |kind: &str, name: &str, part: &str| {
+        let reason = refused(&http, kind, name).await;
+        assert!(reason.contains(part), "{kind} {name}: {reason}");
+        let metadata = sidecar.metadata().await;
+        assert_eq!(metadata["extended"][format!("mecha.refused.{kind}.{name}")], reason.as_str(), "{metadata}");
+        assert!(metric(&sidecar, "mecha_reload_refused", &[&format!("kind=\"{kind}\"")]).await >= 1.0);
+        sidecar.wait_log(&format!("{kind} {name} stays as it was")).await;
+    };
+    documents.write("outside.yaml", &endpoint(&two).replace("http://127.0.0.1", "ftp://127.0.0.1"));
+    shown("HTTPEndpoint", "outside", "spec.baseUrl").await;
+    assert_eq!(http.get("/v1.0/invoke/outside/method/who").send().await.expect(200).text(), "two");
+    documents.write("outside.yaml", &endpoint(&two));
+    nothing_refused(&http).await;
+
     // Without a policy one call is one call; with two retries it is three.
     http.get("/v1.0/invoke/outside/method/slow").send().await.expect(500);
     assert_eq!(two.calls("/slow").len(), 1);
@@ -187,6 +232,12 @@ async fn subscriptions_endpoints_policies_and_settings_apply_while_it_serves() {
     ended(&http, before, "Resiliency", "policies").await;
     http.get("/v1.0/invoke/outside/method/slow").send().await.expect(500);
     assert_eq!(two.calls("/slow").len(), 4);
+    documents.write("policies.yaml", &policy(5).replace("1ms", "soon"));
+    shown("Resiliency", "policies", "soon").await;
+    http.get("/v1.0/invoke/outside/method/slow").send().await.expect(500);
+    assert_eq!(two.calls("/slow").len(), 7, "the policy of before goes on");
+    documents.write("policies.yaml", &policy(2));
+    nothing_refused(&http).await;
 
     let before = generation(&http).await;
     documents.write("sub.yaml", &subscription("new", "bus", "news", "/new", ""));
@@ -196,6 +247,15 @@ async fn subscriptions_endpoints_policies_and_settings_apply_while_it_serves() {
         !app.calls("/new").is_empty()
     })
     .await;
+    let rule = "routes:\n    rules: [{match: 'event.type ==', path: /new}]\n";
+    let broken = subscription("new", "bus", "news", "/new", "").replace("routes:\n", rule);
+    documents.write("sub.yaml", &broken);
+    shown("Subscription", "new", "event.type ==").await;
+    let before = app.calls("/new").len();
+    http.post("/v1.0/publish/bus/news", r#"{"a":1}"#).send().await.expect(204);
+    wait_until(LIMIT, "the subscription of before to deliver", async || app.calls("/new").len() > before).await;
+    documents.write("sub.yaml", &subscription("new", "bus", "news", "/new", ""));
+    nothing_refused(&http).await;
     let before = generation(&http).await;
     documents.remove("sub.yaml");
     ended(&http, before, "Subscription", "new").await;
