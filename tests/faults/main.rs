@@ -48,18 +48,27 @@ fn main() -> ExitCode {
             trials.push(trial(row, "server away, errors ignored", start_up::bare_ignored));
         }
     }
+    trials.push(named("locks, configuration and bindings: servers away at a strict start", start_up::others));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// A case for one row, in a runtime of its own.
+/// A case for one row.
 fn trial<Fut>(row: &Row, case: &str, run: fn(Row) -> Fut) -> Trial
 where
     Fut: Future<Output = ()> + 'static,
 {
     let row = *row;
-    Trial::test(format!("{}: {case}", row.name), move || {
+    named(&format!("{}: {case}", row.name), move || run(row))
+}
+
+/// A case, in a runtime of its own.
+fn named<Fut>(name: &str, run: impl FnOnce() -> Fut + Send + 'static) -> Trial
+where
+    Fut: Future<Output = ()> + 'static,
+{
+    Trial::test(name.to_owned(), move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        runtime.map_err(|e| format!("cannot start the runtime: {e}"))?.block_on(run(row));
+        runtime.map_err(|e| format!("cannot start the runtime: {e}"))?.block_on(run());
         Ok(())
     })
 }

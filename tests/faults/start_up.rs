@@ -10,10 +10,13 @@ use mecha_tests::{
 use serde_json::Value;
 
 use crate::load::{self, NAME, TOPIC};
-use crate::table::{Block, Ground, Row};
+use crate::table::{Block, Ground, ROWS, Row};
 
 /// Patience with one component at start.
 const INIT_TIMEOUT: &str = "1500ms";
+
+/// Longest wait for a component whose server is there; the tries are up to 30 s apart.
+const COMES_UP: Duration = Duration::from_secs(120);
 
 /// A component whose server cannot be reached yet.
 struct Early {
@@ -109,6 +112,78 @@ pub(crate) async fn strict(row: Row) {
         sidecar.wait_log(&format!("Component loaded: {}", early.log_name)).await;
         drop::<HttpApp>(app);
     }
+}
+
+/// The other blocks: each component is degraded alone, says so, and comes up by itself.
+pub(crate) async fn others() {
+    let row = |name: &str| *ROWS.iter().find(|row| row.name == name).unwrap();
+    let (Some(mut redis), Some(mut postgres)) =
+        (row("state.redis").start().await, row("state.postgresql/v1").start().await)
+    else {
+        return;
+    };
+    let (host, url) = {
+        let port = |ground: &mut Ground| ground.behind().proxy.port();
+        let url = format!("postgres://postgres@127.0.0.1:{}/postgres", port(&mut postgres));
+        (format!("127.0.0.1:{}", port(&mut redis)), url)
+    };
+    for ground in [&mut redis, &mut postgres] {
+        ground.behind().proxy.set(Network::Refuse).await;
+    }
+    let kinds = [
+        ("leases", "lock.redis", vec![("redisHost", &*host)]),
+        ("settings", "configuration.redis", vec![("redisHost", &*host)]),
+        ("entries", "bindings.redis", vec![("redisHost", &*host)]),
+        ("rows", "bindings.postgresql", vec![("url", &*url)]),
+        ("columns", "configuration.postgresql", vec![("connectionString", &*url), ("table", "settings")]),
+    ];
+    let mut builder = Sidecar::builder().switch("mecha-strict").component(component("beside", "state.in-memory", &[]));
+    for (name, kind, metadata) in &kinds {
+        builder = builder.component(component(name, kind, metadata));
+    }
+    let sidecar = builder.start().await;
+    let http = sidecar.http();
+    beside_works(&sidecar).await;
+    http.get("/v1.0/healthz").send().await.expect(204);
+    let lease = r#"{"resourceId":"r","lockOwner":"me","expiryInSeconds":60}"#;
+    let entry = r#"{"operation":"create","data":"v","metadata":{"key":"k"}}"#;
+    let table = r#"{"operation":"exec","metadata":{"sql":"CREATE TABLE IF NOT EXISTS settings (key VARCHAR NOT NULL, value VARCHAR NOT NULL, version VARCHAR NOT NULL, metadata JSON)"}}"#;
+    let (metadata, metrics) = (sidecar.metadata().await, sidecar.metrics().await);
+    let phase = http.get("/v1.0-mecha/phase").send().await.expect(200).json();
+    for (name, kind, _) in &kinds {
+        let cause = metadata["extended"][format!("mecha.degraded.{name}")].as_str();
+        assert!(cause.is_some_and(|cause| cause.contains(&format!("{name} ({kind}/v1)"))), "{name}: {metadata}");
+        let all = phase["degraded"].as_array().unwrap();
+        assert!(all.iter().any(|d| d["name"] == *name && d["cause"].as_str() == cause), "{phase}");
+        let failed = metrics.lines().any(|line| {
+            line.starts_with("dapr_runtime_component_init_fail_total{") && line.contains(&format!("\"{kind}\""))
+        });
+        assert!(failed, "{kind} is not counted:\n{metrics}");
+        sidecar.wait_log(&format!("Failed to init component {name} ({kind}/v1)")).await;
+        sidecar.wait_log(&format!("component {name} ({kind}/v1) is still not ready, next try in ")).await;
+    }
+    for (path, body) in
+        [("/v1.0-alpha1/lock/leases", lease), ("/v1.0/bindings/entries", entry), ("/v1.0/bindings/rows", table)]
+    {
+        let reply = http.post(path, body).send().await;
+        assert!(reply.status >= 500 && !reply.text().is_empty(), "{path}: {} {}", reply.status, reply.text());
+    }
+    for ground in [&mut redis, &mut postgres] {
+        ground.behind().proxy.set(Network::Fine).await;
+    }
+    let healed = Instant::now();
+    for (path, body) in
+        [("/v1.0/bindings/rows", table), ("/v1.0-alpha1/lock/leases", lease), ("/v1.0/bindings/entries", entry)]
+    {
+        wait_until(COMES_UP, path, || async { http.post(path, body).send().await.status < 300 }).await;
+    }
+    for path in ["/v1.0/configuration/settings?key=k", "/v1.0/configuration/columns?key=k"] {
+        wait_until(COMES_UP, path, || async { http.get(path).send().await.status < 300 }).await;
+    }
+    println!("locks, configuration and bindings: all work {:.1?} after their servers do", healed.elapsed());
+    let metadata = sidecar.metadata().await;
+    let degraded = |name: &str| metadata["extended"][format!("mecha.degraded.{name}")].is_string();
+    assert!(!kinds.iter().any(|(name, ..)| degraded(name)), "{metadata}");
 }
 
 /// State can be written and read on both fronts; events reach the app, whose subscription waited too.
