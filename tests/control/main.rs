@@ -25,3 +25,4 @@ mod secrets;
 mod show;
 mod traces;
 mod uninstall;
+mod versions;

@@ -72,7 +72,7 @@ impl ControlPart {
     }
 
     /// Puts the roles' addresses on this machine into what is installed.
-    fn lead_here(&self, server: &Kubernetes) {
+    pub(crate) fn lead_here(&self, server: &Kubernetes) {
         let places = self.places;
         let config = server.kubectl(&["-n", NAMESPACE, "get", "configmap", "mecha-injector", "-o", "json"]);
         let config: Value = serde_json::from_str(&config).unwrap();

@@ -179,6 +179,39 @@ async fn one_trace_goes_from_the_decision_over_the_delivery_to_the_switch_in_the
     let denied = [("mecha.outcome", "denied"), ("mecha.fields", "annotation dapr.io/app-port")];
     said(&collector, INJECTOR, "admit pod", &denied).await;
 
+    // Where backends come from: one that is there once its Secret is, and a Secret that is rotated.
+    let backend = "
+apiVersion: mecha.dev/v1alpha1
+kind: CapabilityBackend
+metadata: {name: redis-later}
+spec:
+  kind: state
+  component: {type: state.redis, version: v1, metadata: [{name: redisHost, valueFrom: {key: host}}]}
+  source: {secretRef: {name: redis-later, namespace: databases}}
+";
+    shop.server.apply(backend).unwrap();
+    let of = |outcome| [("mecha.backend", "redis-later"), ("mecha.outcome", outcome)];
+    said(&collector, AGENT, "resolve source", &of("SourceMissing")).await;
+    let create = ["-n", "databases", "create", "secret", "generic", "redis-later", "--from-literal=host=secret-host:1"];
+    shop.server.kubectl(&create);
+    said(&collector, AGENT, "resolve source", &of("NotProbed")).await;
+    let rotated =
+        [("mecha.namespace", shop.home.as_str()), ("mecha.backend", "redis-blue"), ("mecha.outcome", "written")];
+    let rotate = [
+        "-n",
+        "databases",
+        "patch",
+        "secret",
+        "redis-blue",
+        "--type=merge",
+        "-p",
+        r#"{"stringData": {"note": "secret-note"}}"#,
+    ];
+    shop.server.kubectl(&rotate);
+    said(&collector, AGENT, "write secret", &rotated).await;
+    let told = |(_, span): &(String, Span)| span.attributes.iter().any(|pair| format!("{pair:?}").contains("secret-"));
+    assert!(!all_spans(&collector).iter().any(told), "a value of a Secret is in a span");
+
     shop.selects("green");
     shop.bound_to("redis-green").await;
 

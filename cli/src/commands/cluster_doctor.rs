@@ -22,8 +22,8 @@ const WEBHOOK: &str = "pods.injector.mecha.dev";
 const BUNDLE: (&str, &str) = ("mecha-trust-bundle", "ca.crt");
 /// A certificate that ends sooner is worth a look.
 const SOON_DAYS: i64 = 14;
-/// Oldest minor version of Kubernetes 1 that is supported, and those that bring more.
-const OLDEST: u32 = 27;
+/// Oldest minor version of Kubernetes 1 that is supported, as the chart has it, and those that bring more.
+const OLDEST: u32 = 28;
 const NATIVE_SIDECARS: u32 = 29;
 const MATCH_CONDITIONS: u32 = 30;
 const DAY: i64 = 24 * 3600;
@@ -56,13 +56,18 @@ async fn version(client: &Client) -> (Check, Option<u32>) {
     const WHAT: &str = "API server";
     match call(client.apiserver_version()).await {
         Ok(info) => {
-            let minor: String = info.minor.chars().take_while(char::is_ascii_digit).collect();
-            let minor = minor.parse().unwrap_or_default();
+            let digits = |minor: &str| minor.chars().take_while(char::is_ascii_digit).collect::<String>();
+            let played = info.emulation_minor.as_deref().map_or_else(|| digits(&info.minor), digits);
+            let played_as = match played == digits(&info.minor) {
+                true => String::new(),
+                false => format!(" in the part of 1.{played}"),
+            };
+            let minor = played.parse().unwrap_or_default();
             if info.major == "1" && minor < OLDEST {
                 let next = format!("{} is older than 1.{OLDEST}; upgrade it", info.git_version);
                 return (check(WHAT, State::Failed, next), Some(minor));
             }
-            (check(WHAT, State::Ok, info.git_version), Some(minor))
+            (check(WHAT, State::Ok, info.git_version + &played_as), Some(minor))
         }
         Err(failure) => {
             let next = match failure.kind {
@@ -263,7 +268,7 @@ async fn way(client: &Client) -> Check {
             "labels": {"mecha.dev/enabled": "true"},
             "annotations": {"dapr.io/enabled": "true", "dapr.io/app-id": "mecha-doctor"},
         },
-        "spec": {"containers": [{"name": "app", "image": "none"}]},
+        "spec": {"serviceAccountName": "default", "containers": [{"name": "app", "image": "none"}]},
     });
     let pod: DynamicObject = match serde_json::from_value(pod) {
         Ok(pod) => pod,

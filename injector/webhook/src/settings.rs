@@ -178,13 +178,14 @@ fn overlay(base: &mut Value, said: Value) {
     }
 }
 
-/// The minor version of the API server.
+/// The minor version of the API server: of the one that it plays, since that says what it knows.
 pub(crate) async fn minor_version(client: &Client) -> Result<u32, Failure> {
     let version = call(client.apiserver_version()).await?;
+    let minor = version.emulation_minor.unwrap_or(version.minor);
     // Some providers write `30+`.
-    let digits: String = version.minor.chars().take_while(char::is_ascii_digit).collect();
+    let digits: String = minor.chars().take_while(char::is_ascii_digit).collect();
     Ok(digits.parse().unwrap_or_else(|_| {
-        tracing::warn!(minor = version.minor, "the API server's version cannot be read; the oldest known is assumed");
+        tracing::warn!(minor, "the API server's version cannot be read; the oldest known is assumed");
         0
     }))
 }
