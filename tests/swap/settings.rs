@@ -70,7 +70,7 @@ async fn sections_of_a_configuration_apply_or_are_refused_together() {
     let found = names(both.path());
     edit(&found).await;
     let finds = async |from: &Sidecar, whom: &str| {
-        from.http().get(&format!("/v1.0/invoke/{whom}/method/x")).send().await.status == 200
+        from.http().get(format!("/v1.0/invoke/{whom}/method/x")).send().await.status == 200
     };
     wait_until(LIMIT, "the other app to be found", async || finds(&sidecar, "other").await).await;
     wait_until(LIMIT, "this app to be found by the other", async || finds(&other, "me").await).await;
