@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -29,12 +29,18 @@ const HEADER_READ_LIMIT: Duration = Duration::from_secs(10);
 /// A kept connection without a request is closed after this time. Longer than the usual
 /// client pool limits (Node 5 s, Go 90 s, Python for ever), so that clients close first.
 const IDLE_LIMIT: Duration = Duration::from_secs(300);
-/// Smallest buffer hyper accepts for HTTP/1.
-const MIN_HTTP1_BUFFER: usize = 8192;
+/// Smallest limit of a header block: hyper's first read is as large, whatever it is told.
+const MIN_HEADER_BYTES: usize = 8192;
+/// What is read or written of an HTTP/1 body in one system call at most. Buffers grow to it only
+/// where bodies fill them.
+const HTTP1_BUFFER: usize = 64 * 1024;
 /// Pause after a failed accept (out of file descriptors), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often an idle HTTP/2 connection is looked at, as a part of the time it may idle.
 const IDLE_CHECKS: u32 = 8;
+/// Largest HTTP/2 frame that is taken: a chunk of a body between sidecars with all that is around
+/// it, so that it comes in one piece. Clients with smaller frames are served as well.
+pub(crate) const MAX_FRAME: u32 = 128 * 1024;
 /// Streams that one HTTP/2 peer may reset before the connection is given up (rapid reset).
 const MAX_PENDING_RESETS: usize = 64;
 
@@ -74,7 +80,7 @@ pub struct ServerLimits {
 impl Default for ServerLimits {
     fn default() -> Self {
         Self {
-            header_bytes: MIN_HTTP1_BUFFER,
+            header_bytes: MIN_HEADER_BYTES,
             header_list_bytes: 4 << 20,
             streams: 1000,
             http1_only: false,
@@ -163,7 +169,12 @@ pub async fn serve_each<O, F, T, S, B>(
                     let Some((stream, service)) = opened else { return };
                     let activity = Arc::new(Activity::default());
                     let io = TokioIo::new(Watched::new(stream, activity.clone()));
-                    let service = Counted { inner: service, activity: activity.clone(), closing: closing.clone() };
+                    let service = Counted {
+                        inner: service,
+                        activity: activity.clone(),
+                        closing: closing.clone(),
+                        header_bytes: limits.header_bytes.max(MIN_HEADER_BYTES),
+                    };
                     let conn = builder.serve_connection(io, service);
                     let mut conn = std::pin::pin!(conn);
                     tokio::select! {
@@ -206,7 +217,8 @@ fn builder(limits: ServerLimits) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         // The io wrapper bounds header reading; hyper's own timer would also close idle connections.
         .header_read_timeout(None)
-        .max_buf_size(limits.header_bytes.max(MIN_HTTP1_BUFFER));
+        // A header block that is complete has its own limit; one that is not fits the buffer at most.
+        .max_buf_size(limits.header_bytes.max(HTTP1_BUFFER));
     let mut h2 = builder.http2();
     h2.timer(TokioTimer::new())
         .max_header_list_size(limits.header_list_bytes)
@@ -215,6 +227,7 @@ fn builder(limits: ServerLimits) -> auto::Builder<TokioExecutor> {
         .max_local_error_reset_streams(limits.faulty_streams)
         // gRPC has no use for it, and metadata of an answer is what its service says.
         .auto_date_header(!limits.http2_only)
+        .max_frame_size(MAX_FRAME)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20);
     if let Some((every, answer)) = limits.ping {
@@ -427,6 +440,8 @@ struct Counted<S> {
     inner: S,
     activity: Arc<Activity>,
     closing: CancellationToken,
+    /// Limit of an HTTP/1 header block.
+    header_bytes: usize,
 }
 
 struct Busy(Arc<Activity>);
@@ -439,8 +454,9 @@ impl Drop for Busy {
 
 pin_project! {
     struct CountedFuture<F> {
+        // Nothing where the header block is over the limit.
         #[pin]
-        inner: F,
+        inner: Option<F>,
         busy: Option<Busy>,
         closing: CancellationToken,
     }
@@ -449,8 +465,9 @@ pin_project! {
 pin_project! {
     /// A response body that keeps its connection busy until it is sent.
     struct CountedBody<B> {
+        // Nothing where there is no body.
         #[pin]
-        inner: B,
+        inner: Option<B>,
         busy: Option<Busy>,
     }
 }
@@ -466,8 +483,9 @@ where
     fn call(&self, req: Request<Incoming>) -> Self::Future {
         self.activity.busy.fetch_add(1, Ordering::AcqRel);
         self.activity.begun.fetch_add(1, Ordering::AcqRel);
+        let fits = req.version() > Version::HTTP_11 || header_block(&req) <= self.header_bytes;
         CountedFuture {
-            inner: self.inner.call(req),
+            inner: fits.then(|| self.inner.call(req)),
             busy: Some(Busy(self.activity.clone())),
             closing: self.closing.clone(),
         }
@@ -482,13 +500,19 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        this.inner.poll(cx).map_ok(|mut res| {
+        let Some(inner) = this.inner.as_pin_mut() else {
+            let mut res = Response::new(CountedBody { inner: None, busy: this.busy.take() });
+            *res.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            res.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            return Poll::Ready(Ok(res));
+        };
+        inner.poll(cx).map_ok(|mut res| {
             let busy = this.busy.take();
             let http2 = busy.as_ref().is_some_and(|b| b.0.http2.load(Ordering::Acquire));
             if this.closing.is_cancelled() && !http2 {
                 res.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            res.map(|inner| CountedBody { inner, busy })
+            res.map(|inner| CountedBody { inner: Some(inner), busy })
         })
     }
 }
@@ -501,16 +525,29 @@ impl<B: Body> Body for CountedBody<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
-        self.project().inner.poll_frame(cx)
+        match self.project().inner.as_pin_mut() {
+            Some(inner) => inner.poll_frame(cx),
+            None => Poll::Ready(None),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        self.inner.size_hint()
+        self.inner.as_ref().map_or_else(|| http_body::SizeHint::with_exact(0), Body::size_hint)
     }
+}
+
+/// Bytes of a request's header block as they are commonly written.
+fn header_block<B>(req: &Request<B>) -> usize {
+    const REQUEST_LINE: usize = "  HTTP/1.1\r\n\r\n".len();
+    const FIELD: usize = ": \r\n".len();
+    let target = req.uri().path_and_query().map_or(0, |path| path.as_str().len())
+        + req.uri().authority().map_or(0, |authority| authority.as_str().len());
+    let fields = req.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD);
+    req.method().as_str().len() + target + REQUEST_LINE + fields.sum::<usize>()
 }
 
 #[cfg(test)]

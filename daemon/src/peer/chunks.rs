@@ -13,10 +13,13 @@ use super::framing::{Deframer, PREFIX, put_prefix};
 use super::status;
 use super::wire::{self, Malformed, Payload};
 
-/// Bytes of body in one message at most. With its prefixes it fits one HTTP/2 frame, which the
-/// other side takes it out of without a copy; the copy it costs here is cheaper than a second
-/// frame for the data.
-const CHUNK: usize = 8 * 1024;
+/// Bytes of body in one message at most. With its prefixes it fits one HTTP/2 frame of a sidecar
+/// of ours, which takes it out of there without a copy; the copy it costs here is cheaper than a
+/// second frame for the data. Each frame is a system call on both sides. A sidecar that limits its
+/// messages to less than this, far below its default of 4 MiB, cannot read it unless it is ours.
+const CHUNK: usize = 32 * 1024;
+/// What a message of a stream may have where bodies are limited to less: a chunk and its head.
+const LEAST_LIMIT: usize = 4 * CHUNK;
 
 /// What the last frame of a stream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,8 +180,14 @@ where
     B: http_body::Body<Data = Bytes> + Unpin,
     B::Error: Into<BodyError>,
 {
+    /// Messages may have `max_message` bytes.
     pub(super) fn new(body: B, max_message: usize) -> Self {
         Self { body, deframer: Deframer::new(max_message), expected: 0, trailers: None, ended: false }
+    }
+
+    /// For bodies in chunks, which may be larger than `max_message`.
+    pub(super) fn of_chunks(body: B, max_message: usize) -> Self {
+        Self::new(body, max_message.max(LEAST_LIMIT))
     }
 
     /// The next message as bytes; `None` at the end of the stream.

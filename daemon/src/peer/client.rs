@@ -49,7 +49,7 @@ impl Client {
         let body = Encoder::new(encoded, body, Ending::Request).boxed_unsync();
         let address = lease.address.clone();
         let (answer, place) = send(lease, self.pool.scheme(), CALL_LOCAL_STREAM, head, body).await?;
-        let mut decoder = Decoder::new(answer.into_body(), self.max_body);
+        let mut decoder = Decoder::of_chunks(answer.into_body(), self.max_body);
         let first = match decoder.message().await {
             Some(first) => first?,
             None => {

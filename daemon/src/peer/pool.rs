@@ -20,6 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+use crate::serve::MAX_FRAME;
+
 /// Calls on one connection: the stream limit that servers announce unless told otherwise.
 const MAX_STREAMS: usize = 100;
 /// Connections to one address. Twelve thousand calls at a time are a defect of the caller.
@@ -30,8 +32,6 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Bytes of one stream that wait to be written.
 const SEND_BUFFER: usize = 64 * 1024;
-/// Streams remembered after a reset, so that what still arrives for them is recognised.
-const KEPT_RESETS: usize = 1024;
 /// Header list of an answer.
 const MAX_HEADER_LIST: u32 = 1024 * 1024;
 
@@ -293,13 +293,9 @@ impl Pool {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(MAX_HEADER_LIST)
-            // A caller that leaves resets its stream, and what was on its way then counts as the
-            // peer's error. The default limit of such errors would end the connection, with every
-            // call on it, after the thousandth caller that left.
-            .max_local_error_reset_streams(None)
-            .max_concurrent_reset_streams(KEPT_RESETS)
             .max_concurrent_reset_streams(MAX_RESET_STREAMS)
             // Counts late frames of calls that were given up here, over the life of the connection.
             // At the usual limit the 1024th client that hangs up early takes all others with it.

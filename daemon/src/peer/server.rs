@@ -114,7 +114,7 @@ impl PeerServer {
         B::Error: Into<BodyError>,
     {
         let (parts, body) = req.into_parts();
-        let mut decoder = Decoder::new(body, self.max_message);
+        let mut decoder = Decoder::of_chunks(body, self.max_message);
         let first = timeout(HEAD_DEADLINE, decoder.message())
             .await
             .map_err(|_| TransportError::unsent(grpc_code::DEADLINE_EXCEEDED, "no leading chunk came"))?;

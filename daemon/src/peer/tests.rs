@@ -142,7 +142,7 @@ async fn large_bodies_arrive_whole_in_small_chunks() {
     let mut at = 0;
     while let Some(frame) = body.frame().await {
         let part = frame.unwrap().into_data().unwrap();
-        assert!(part.len() <= 8 * 1024);
+        assert!(part.len() <= 32 * 1024);
         assert_eq!(part, data[at..at + part.len()]);
         at += part.len();
     }
