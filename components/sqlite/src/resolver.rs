@@ -136,6 +136,7 @@ fn migrate(table: String, metadata: String) -> Setup {
             db,
             &metadata,
             "nr-migrations",
+            &table,
             &[&format!(
                 "CREATE TABLE IF NOT EXISTS {table} (
                     registration_id TEXT NOT NULL PRIMARY KEY,

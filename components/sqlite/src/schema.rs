@@ -11,29 +11,38 @@ use crate::stamp;
 /// The incumbent's slack: a period that ended this little ago counts as over.
 const CLAIM_SLACK: Duration = Duration::from_millis(100);
 
-/// Runs the steps that the row `row` of the metadata table does not count yet.
-pub(crate) fn migrate(db: &Connection, metadata: &str, row: &str, steps: &[&str]) -> Result<(), Fault> {
+/// Runs the steps that the row `row` of the metadata table does not count yet, and all of them where `table` is
+/// missing: that row is one for every table of the file, as the incumbent has it, so it may count those of another.
+/// Steps change nothing when they are repeated.
+pub(crate) fn migrate(db: &Connection, metadata: &str, row: &str, table: &str, steps: &[&str]) -> Result<(), Fault> {
     // A look without a lock first, so that a start does not wait for a busy neighbour.
-    let exists: bool = db.query_row(
-        "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?1)",
-        [metadata],
-        |r| r.get(0),
-    )?;
-    if exists && level(db, metadata, row)? >= steps.len() {
+    if exists(db, metadata)? && exists(db, table)? && level(db, metadata, row)? >= steps.len() {
         return Ok(());
     }
     let tx = Transaction::new_unchecked(db, TransactionBehavior::Exclusive)?;
     tx.execute_batch(&format!(
         "CREATE TABLE IF NOT EXISTS {metadata} (key text NOT NULL PRIMARY KEY, value text NOT NULL)"
     ))?;
-    for (done, step) in steps.iter().enumerate().skip(level(db, metadata, row)?) {
+    let level = level(db, metadata, row)?;
+    let done = if exists(db, table)? { level } else { 0 };
+    for step in steps.iter().skip(done) {
         tx.execute_batch(step)?;
+    }
+    // Another table may be further than this program knows.
+    if level < steps.len() {
         tx.execute(
             &format!("REPLACE INTO {metadata} (key, value) VALUES (?1, ?2)"),
-            params![row, (done + 1).to_string()],
+            params![row, steps.len().to_string()],
         )?;
     }
     Ok(tx.commit()?)
+}
+
+/// Whether something of this name can be read; SQLite does not tell names apart by their case.
+fn exists(db: &Connection, table: &str) -> rusqlite::Result<bool> {
+    let sql =
+        "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type IN ('table', 'view') AND name = ?1 COLLATE NOCASE)";
+    db.query_row(sql, [table], |r| r.get(0))
 }
 
 fn level(db: &Connection, metadata: &str, row: &str) -> Result<usize, Fault> {

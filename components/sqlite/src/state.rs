@@ -157,6 +157,7 @@ fn migrate(table: String, metadata: String) -> Setup {
             db,
             &metadata,
             "migrations",
+            &table,
             &[&format!(
                 "CREATE TABLE IF NOT EXISTS {table} (
                     key TEXT NOT NULL PRIMARY KEY,

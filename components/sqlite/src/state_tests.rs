@@ -150,6 +150,28 @@ async fn reads_a_file_of_the_incumbent() {
     assert!(seen);
 }
 
+/// They share the row that counts the steps.
+#[tokio::test]
+async fn every_table_of_a_file_is_made() {
+    let dir = TempDir::new().unwrap();
+    let path = file(&dir);
+    let md = Metadata::new();
+    for table in ["state", "Other", "other"] {
+        let pairs = [("connectionString", path.to_str().unwrap()), ("tableName", table)];
+        let store = open_with(&pairs, None).await.unwrap();
+        assert_eq!(read(&store, "k").await.is_some(), table == "other", "{table} is the table of an earlier one");
+        store.set(put(&md, "k", "1")).await.unwrap();
+    }
+    // One that a newer program brought further keeps its number.
+    let db = Connection::open(&path).unwrap();
+    db.execute("UPDATE metadata SET value = '7' WHERE key = 'migrations'", []).unwrap();
+    let pairs = [("connectionString", path.to_str().unwrap()), ("tableName", "third")];
+    open_with(&pairs, None).await.unwrap().set(put(&md, "k", "1")).await.unwrap();
+    let level: String =
+        db.query_row("SELECT value FROM metadata WHERE key = 'migrations'", [], |r| r.get(0)).unwrap();
+    assert_eq!(level, "7");
+}
+
 #[tokio::test]
 async fn a_life_time_is_exact_and_the_sweep_deletes() {
     let dir = TempDir::new().unwrap();
