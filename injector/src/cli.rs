@@ -120,6 +120,12 @@ pub(crate) struct HubArgs {
     /// Name of the cluster that the control part runs in
     #[arg(long, default_value = "local", value_name = "NAME")]
     pub(crate) cluster: String,
+    /// Points by which another backend must be better before a claim moves to it
+    #[arg(long, default_value_t = 10, value_name = "POINTS")]
+    pub(crate) min_gain: u32,
+    /// How long it must stay better, in seconds
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    pub(crate) hold_seconds: u64,
 }
 
 /// What the agent takes.

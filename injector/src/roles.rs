@@ -40,6 +40,7 @@ pub(crate) fn start(
 fn hub(args: &HubArgs, role: &Role, tracer: &Tracer, running: &mut JoinSet<Result<(), Failed>>) {
     let options = mecha_hub::Options {
         cluster_name: args.cluster.clone(),
+        hysteresis: mecha_hub::Hysteresis { min_gain: args.min_gain, hold_ms: args.hold_seconds.saturating_mul(1000) },
         tracer: tracer.clone(),
         ..mecha_hub::Options::default()
     };

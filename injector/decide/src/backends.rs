@@ -526,12 +526,13 @@ fn hold(
     }
     let before = request.current.as_ref().and_then(|c| c.challenger.as_ref());
     let since_ms = before.filter(|c| c.name == best.name && c.over == now.name).map_or(now_ms, |c| c.since_ms);
-    if now_ms.saturating_sub(since_ms) >= request.hysteresis.hold_ms {
-        let why = MoveWhy::Better { gain };
-        return (Choice::Move { from: now.name.to_owned(), to: best.name.to_owned(), why }, None);
-    }
     let challenger = Challenger { name: best.name.to_owned(), over: now.name.to_owned(), since_ms };
-    (stay(StayWhy::GainNotHeld), Some(challenger))
+    if now_ms.saturating_sub(since_ms) < request.hysteresis.hold_ms {
+        return (stay(StayWhy::GainNotHeld), Some(challenger));
+    }
+    let why = MoveWhy::Better { gain };
+    // It stays the challenger until the claim is there: the move may have to wait, for a person or for a write.
+    (Choice::Move { from: now.name.to_owned(), to: best.name.to_owned(), why }, Some(challenger))
 }
 
 /// Of time only what matters goes into the digest: whether a challenger has held long enough.

@@ -50,6 +50,8 @@ pub struct Cluster {
 const COST: &str = "mecha.dev/cost";
 pub(crate) const LATENCY_MS: &str = "mecha.dev/latency-ms";
 const SCORE: &str = "score.mecha.dev/";
+/// The preference for clusters with few apps.
+pub(crate) const BALANCE: &str = "balance";
 
 impl Cluster {
     /// What an object and its status say.
@@ -362,7 +364,7 @@ impl Chain for ClusterChain<'_> {
             "latency" => cluster.latency_us.map_or(50, near),
             "cost" => 100u32.saturating_sub(cluster.cost),
             "sticky" => u32::from(incumbent) * 100,
-            "balance" => 100u32.saturating_sub(cluster.placements),
+            BALANCE => 100u32.saturating_sub(cluster.placements),
             other => other.strip_prefix("outside/").and_then(|n| cluster.outside.get(n)).copied().unwrap_or(50),
         }
     }
@@ -532,8 +534,8 @@ fn challenge<'c, 's>(
     let since_ms = before.map_or(now_ms, |c| c.since_ms);
     if now_ms.saturating_sub(since_ms) >= request.hysteresis.hold_ms {
         chosen[worst] = best;
-        return None;
     }
+    // It stays the challenger until the move has been written.
     Some(Challenger { name: best.name.to_owned(), over: over.to_owned(), since_ms })
 }
 

@@ -149,6 +149,10 @@ impl Plan {
                 input_digest: decision.explanation.input_digest.clone(),
             };
             match &decision.choice {
+                Choice::Bind { .. } if outcome.problem.is_some() => {
+                    let why = outcome.problem.as_ref().map(|(_, message)| message.clone()).unwrap_or_default();
+                    stuck.push(Stuck { claim: outcome.claim.clone(), why });
+                }
                 Choice::Bind { to } => binds.push(planned(None, to, "it has no backend yet".to_owned())),
                 Choice::Move { from, to, why } => {
                     let why = match why {

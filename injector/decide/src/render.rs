@@ -56,6 +56,10 @@ pub fn secret_name(claim: &str, revision: i64) -> String {
     format!("mecha-{claim}-r{revision}")
 }
 
+/// Longest name of a claim with credentials: the name of its Secret has room for every revision in the 253 bytes that
+/// Kubernetes allows.
+const MAX_CLAIM: usize = 225;
+
 /// A Component document. Its JSON is exactly what sidecars in scope receive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -202,6 +206,13 @@ pub fn render(
             }
             None => None,
         };
+        if item.value_from.is_some() && claim.name().len() > MAX_CLAIM {
+            let message = format!(
+                "it comes from a Secret, and the claim's name is too long for the name of one; use at most {MAX_CLAIM} \
+                 characters"
+            );
+            return Err(RenderError { item: item.name.clone(), message });
+        }
         let secret_key_ref = item
             .value_from
             .as_ref()

@@ -14,9 +14,10 @@ use crate::backends::{
 };
 use crate::canonical::{Digest, digest_of};
 use crate::class::{ClassProblem, connect_to, resolve_class, rule_for, strategy_for};
-use crate::clusters::{Cluster, ClusterDecision, Gravity, PlacementRequest, Standing, decide_clusters};
+use crate::clusters::{BALANCE, Cluster, ClusterDecision, Gravity, PlacementRequest, Standing, decide_clusters};
 use crate::inventory::Inventory;
 use crate::plan::{Blocked, Consent, Hold};
+use crate::record::Record;
 use crate::render::{Tenant, document_digest, render};
 
 /// What to take for true where nothing has been observed.
@@ -254,7 +255,17 @@ impl World {
     /// The clusters of an environment: those of its status, else all that its class allows and no taint keeps away.
     #[must_use]
     pub fn clusters_for(&self, environment: &Environment) -> BTreeSet<String> {
-        self.class_of(environment).map(|class| self.clusters_of(environment, class)).unwrap_or_default()
+        let given = environment.status.as_ref().map(|s| s.clusters.as_slice()).unwrap_or_default();
+        if !given.is_empty() {
+            return given.iter().map(|c| c.name.clone()).collect();
+        }
+        let Ok(class) = self.class_of(environment) else { return BTreeSet::new() };
+        let allowed = |cluster: &Cluster| {
+            let selected = class.spec.cluster_selector.as_ref().is_none_or(|s| s.matches(&cluster.labels));
+            let kept_away = cluster.taints.iter().any(|taint| taint.effect != TaintEffect::PreferNoBindings);
+            cluster.accepted && cluster.available != Some(false) && !kept_away && (selected || cluster.everywhere)
+        };
+        self.clusters.iter().filter(|(_, c)| allowed(c)).map(|(name, _)| name.to_owned()).collect()
     }
 
     /// When a better candidate is worth a move.
@@ -338,8 +349,7 @@ impl World {
                 unresolved.push((key.clone(), problem.to_string()));
             }
         }
-        let placements: Vec<_> =
-            self.placements.iter().map(|(k, p)| self.place(k, p, before, &mut memory, now_ms)).collect();
+        let placements = self.placed(before, &mut memory, now_ms);
         let mut backends = self.backends.clone();
         self.count_bound(before, &mut backends);
         let mut claims = Vec::with_capacity(self.claims.len());
@@ -347,20 +357,22 @@ impl World {
         for (key, claim) in &self.claims {
             let targets = self.targets(claim, &placements);
             let outcome = self.claim(key, claim, &targets, before, &mut backends, consent, now_ms);
-            // What nobody sees stays bound.
-            let challenger = outcome.decision.as_ref().and_then(|d| d.challenger.clone());
-            if let Some(backend) = &outcome.backend {
-                memory.claims.insert(key.clone(), Bound { backend: backend.clone(), challenger });
-            }
             targets_of.insert(key.as_str(), targets);
             claims.push(outcome);
         }
+        let bindings = self.bindings(&mut claims, &targets_of, before);
+        for outcome in &claims {
+            let challenger = outcome.decision.as_ref().and_then(|d| d.challenger.clone());
+            if let Some(backend) = &outcome.backend {
+                memory.claims.insert(outcome.claim.clone(), Bound { backend: backend.clone(), challenger });
+            }
+        }
+        // What nobody sees stays bound.
         for (key, bound) in &before.claims {
             if !self.claims.contains_key(key) && !before.released.contains(key) {
                 memory.claims.insert(key.clone(), bound.clone());
             }
         }
-        let bindings = self.bindings(&mut claims, &targets_of, before);
         for binding in &bindings {
             memory.bindings.insert(format!("{}@{}", binding.namespace, binding.cluster), binding.clone());
         }
@@ -381,10 +393,35 @@ impl World {
         }
     }
 
+    fn placed(&self, before: &Memory, memory: &mut Memory, now_ms: u64) -> Vec<PlacementOutcome> {
+        let counted = self.counted(before);
+        let clusters = counted.as_ref().unwrap_or(&self.clusters);
+        self.placements.iter().map(|(k, p)| self.place(k, p, clusters, before, memory, now_ms)).collect()
+    }
+
+    /// The clusters with the number of apps on each, where a placement asks for balance.
+    fn counted(&self, before: &Memory) -> Option<Inventory<Cluster>> {
+        let asks = |placement: &AppPlacement| placement.spec.hints.iter().any(|hint| hint.prefer == BALANCE);
+        self.placements.values().any(asks).then(|| {
+            let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+            for standing in before.placements.values().flat_map(|placed| &placed.standing) {
+                *counts.entry(&standing.cluster).or_default() += 1;
+            }
+            let mut clusters = self.clusters.clone();
+            for (name, placements) in counts {
+                if let Some(cluster) = self.clusters.get(name) {
+                    clusters.insert(name, Cluster { placements, ..cluster.clone() });
+                }
+            }
+            clusters
+        })
+    }
+
     fn place(
         &self,
         key: &str,
         placement: &AppPlacement,
+        clusters: &Inventory<Cluster>,
         before: &Memory,
         memory: &mut Memory,
         now_ms: u64,
@@ -421,7 +458,7 @@ impl World {
             challenger: placed.challenger,
             hysteresis: self.hysteresis,
         };
-        let decision = decide_clusters(&request, &self.clusters, now_ms);
+        let decision = decide_clusters(&request, clusters, now_ms);
         let standing = |c: &crate::clusters::Chosen| Standing { cluster: c.cluster.clone(), replicas: c.replicas };
         let placed = Placed {
             standing: decision.selected.iter().map(standing).collect(),
@@ -431,35 +468,21 @@ impl World {
         PlacementOutcome { placement: key.to_owned(), decision: Some(decision) }
     }
 
-    /// Clusters of an environment: those of its status, else all that its class allows and no taint keeps away.
-    fn clusters_of(&self, environment: &Environment, class: &EnvironmentClass) -> BTreeSet<String> {
-        let given = environment.status.as_ref().map(|s| s.clusters.as_slice()).unwrap_or_default();
-        if !given.is_empty() {
-            return given.iter().map(|c| c.name.clone()).collect();
-        }
-        let allowed = |cluster: &Cluster| {
-            let selected = class.spec.cluster_selector.as_ref().is_none_or(|s| s.matches(&cluster.labels));
-            let kept_away = cluster.taints.iter().any(|taint| taint.effect != TaintEffect::PreferNoBindings);
-            cluster.accepted && cluster.available != Some(false) && !kept_away && (selected || cluster.everywhere)
-        };
-        self.clusters.iter().filter(|(_, c)| allowed(c)).map(|(name, _)| name.to_owned()).collect()
-    }
-
-    /// Clusters that need a claim: where its apps are placed, else all of its environment.
+    /// Clusters that need a claim: where its apps are placed, else all of its environment; none when that is not known.
     fn targets(&self, claim: &CapabilityClaim, placements: &[PlacementOutcome]) -> BTreeSet<String> {
         let mut targets = BTreeSet::new();
         for outcome in placements {
             let Some(placement) = self.placements.get(&outcome.placement) else { continue };
             let scoped = claim.spec.scopes.is_empty() || claim.spec.scopes.contains(&placement.spec.app_id);
             if placement.namespace() == claim.namespace() && scoped {
-                targets.extend(outcome.decision.iter().flat_map(|d| d.selected.iter().map(|c| c.cluster.clone())));
+                let Some(decision) = &outcome.decision else { return BTreeSet::new() };
+                targets.extend(decision.selected.iter().map(|c| c.cluster.clone()));
             }
         }
         if targets.is_empty()
             && let Some(environment) = self.environment_of(claim.namespace())
-            && let Ok(class) = resolve_class(environment, &self.classes)
         {
-            targets = self.clusters_of(environment, class);
+            targets = self.clusters_for(environment);
         }
         targets
     }
@@ -519,19 +542,8 @@ impl World {
             return outcome;
         }
         outcome.strategy = strategy_for(rule);
-        let features: BTreeSet<String> = claim.spec.features.iter().chain(&rule.require).cloned().collect();
-        outcome.required = in_order(claim.spec.kind, &features);
-        let request = ClaimRequest {
-            kind: claim.spec.kind,
-            selector: rule.backend_selector.clone(),
-            features,
-            constraints: claim.spec.constraints.clone(),
-            hints: claim.spec.hints.clone(),
-            tenancy: rule.tenancy,
-            targets: targets.clone(),
-            current: bound.map(|b| Current { backend: b.backend.clone(), challenger: b.challenger.clone() }),
-            hysteresis: self.hysteresis,
-        };
+        let request = self.request(claim, rule, targets, bound);
+        outcome.required = in_order(claim.spec.kind, &request.features);
         let decision = decide_backend(&request, backends, &self.clusters, now_ms);
         match &decision.choice {
             Choice::Bind { to } => outcome.backend = Some(to.clone()),
@@ -557,6 +569,49 @@ impl World {
         outcome
     }
 
+    /// What a claim asks for, with what its class adds.
+    fn request(
+        &self,
+        claim: &CapabilityClaim,
+        rule: &CapabilityRule,
+        targets: &BTreeSet<String>,
+        bound: Option<&Bound>,
+    ) -> ClaimRequest {
+        ClaimRequest {
+            kind: claim.spec.kind,
+            selector: rule.backend_selector.clone(),
+            features: claim.spec.features.iter().chain(&rule.require).cloned().collect(),
+            constraints: claim.spec.constraints.clone(),
+            hints: claim.spec.hints.clone(),
+            tenancy: rule.tenancy,
+            targets: targets.clone(),
+            current: bound.map(|b| Current { backend: b.backend.clone(), challenger: b.challenger.clone() }),
+            hysteresis: self.hysteresis,
+        }
+    }
+
+    /// The decision of [`Self::evaluate`] about one claim with everything that it looked at, to be replayed elsewhere;
+    /// `None` where there was nothing to decide.
+    #[must_use]
+    pub fn record(&self, wanted: &str, before: &Memory, consent: &Consent, now_ms: u64) -> Option<Record> {
+        let placements = self.placed(before, &mut Memory::default(), now_ms);
+        let mut backends = self.backends.clone();
+        self.count_bound(before, &mut backends);
+        // Those that come before it take places.
+        for (key, claim) in self.claims.iter().take_while(|(key, _)| key.as_str() < wanted) {
+            let targets = self.targets(claim, &placements);
+            let _ = self.claim(key, claim, &targets, before, &mut backends, consent, now_ms);
+        }
+        let claim = self.claims.get(wanted)?;
+        let targets = self.targets(claim, &placements);
+        let outcome = self.claim(wanted, claim, &targets, before, &mut backends.clone(), consent, now_ms);
+        outcome.decision?;
+        let class = resolve_class(self.environment_of(claim.namespace())?, &self.classes).ok()?;
+        let rule = rule_for(class, claim.spec.kind, claim.name())?;
+        let request = self.request(claim, rule, &targets, before.claims.get(wanted));
+        Some(Record::of_backend(request, backends, self.clusters.clone(), now_ms).0)
+    }
+
     /// What sidecars get. A claim whose document cannot be made keeps the one it has.
     fn bindings(
         &self,
@@ -564,7 +619,9 @@ impl World {
         targets_of: &BTreeMap<&str, BTreeSet<String>>,
         before: &Memory,
     ) -> Vec<CapabilityBindingSpec> {
-        let mut bindings = Vec::new();
+        let mut bindings: Vec<CapabilityBindingSpec> = Vec::new();
+        // Claims without an entry in one cluster, which may have one in another.
+        let mut unmade: Vec<usize> = Vec::new();
         for (key, environment) in &self.environments {
             let namespace = self.namespace_of(environment);
             let mine: Vec<usize> =
@@ -581,22 +638,32 @@ impl World {
                     let outcome = &mut claims[*index];
                     let had = |name: &str| last.and_then(|b| b.entries.iter().find(|e| e.claim == name));
                     let Some(claim) = self.claims.get(&outcome.claim) else { continue };
-                    let target = targets_of.get(outcome.claim.as_str()).is_some_and(|t| t.contains(&cluster));
+                    let targets = targets_of.get(outcome.claim.as_str()).filter(|targets| !targets.is_empty());
                     let previous = had(claim.name());
                     // Both sides of a move stay as they are until it has ended.
                     if let Some(moving) = previous.filter(|p| p.swap.is_some()) {
                         entries.push(kept(moving));
                         continue;
                     }
-                    let Some(backend) = outcome.backend.clone().filter(|_| target) else { continue };
+                    let Some(backend) = outcome.backend.clone() else { continue };
+                    match targets {
+                        Some(targets) if targets.contains(&cluster) => {}
+                        Some(_) => continue,
+                        // Where it is to be is not known, which is no reason to take it away.
+                        None => {
+                            entries.extend(previous.map(kept));
+                            continue;
+                        }
+                    }
                     match self.entry(claim, &backend, tenant, previous, next) {
                         Ok(Some(entry)) => entries.push(entry),
                         Ok(None) => entries.extend(previous.map(kept)),
                         Err(message) => {
                             outcome.blocked = Some(Blocked::TemplateInvalid(message));
                             entries.extend(previous.map(kept));
-                            if let Some(previous) = previous {
-                                outcome.backend = Some(previous.backend.clone());
+                            match previous {
+                                Some(previous) => outcome.backend = Some(previous.backend.clone()),
+                                None => unmade.push(*index),
                             }
                         }
                     }
@@ -615,17 +682,23 @@ impl World {
                 }
                 entries.sort_by(|a, b| a.0.claim.cmp(&b.0.claim));
                 if entries.len() > MAX_ENTRIES {
+                    // Those that are bound stay; of the others the first by name find room.
+                    let had = |e: &BindingEntry| last.is_some_and(|b| b.entries.iter().any(|o| o.claim == e.claim));
+                    entries.sort_by(|a, b| (!had(&a.0), &a.0.claim).cmp(&(!had(&b.0), &b.0.claim)));
+                    let left_out: BTreeSet<String> =
+                        entries.split_off(MAX_ENTRIES).into_iter().map(|(entry, _)| entry.claim).collect();
+                    entries.sort_by(|a, b| a.0.claim.cmp(&b.0.claim));
                     for index in &mine {
                         let outcome = &mut claims[*index];
-                        if !entries[..MAX_ENTRIES]
-                            .iter()
-                            .any(|(e, _)| outcome.claim.ends_with(&format!("/{}", e.claim)))
-                        {
-                            let message = format!("the environment has more than {MAX_ENTRIES} claims in {cluster}");
+                        if outcome.claim.rsplit('/').next().is_some_and(|name| left_out.contains(name)) {
+                            let message = format!(
+                                "environment {key} has {MAX_ENTRIES} claims in cluster {cluster}, which is the limit; \
+                                 delete one, or put this claim into another environment"
+                            );
                             outcome.problem = Some((ClaimReason::NoCandidate, message));
+                            unmade.push(*index);
                         }
                     }
-                    entries.truncate(MAX_ENTRIES);
                 }
                 if entries.is_empty() && last.is_none() {
                     continue;
@@ -645,6 +718,14 @@ impl World {
                     digest,
                     entries,
                 });
+            }
+        }
+        for index in unmade {
+            let outcome = &mut claims[index];
+            let name = outcome.claim.rsplit('/').next().unwrap_or_default();
+            let mut mine = bindings.iter().filter(|binding| binding.environment == outcome.environment);
+            if !mine.any(|binding| binding.entries.iter().any(|entry| entry.claim == name)) {
+                outcome.backend = None;
             }
         }
         bindings

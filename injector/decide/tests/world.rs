@@ -1,6 +1,8 @@
 //! Files in, bindings out: what a platform team and a developer see.
 
-use mecha_decide::{Assume, Blocked, Choice, Consent, Hold, Memory, MoveWhy, Plan, World, claim_slug, entries_digest};
+use mecha_decide::{
+    Assume, Blocked, Bound, Choice, Consent, Hold, Memory, MoveWhy, Plan, StayWhy, World, claim_slug, entries_digest,
+};
 use mecha_resources::kinds::{ClaimReason, DecideReason, Documents, SwapPhase, SwapRecord, SwapStrategy};
 
 const SHOP: &str = r#"
@@ -300,6 +302,25 @@ fn a_wrong_template_keeps_what_is_there() {
 }
 
 #[test]
+fn a_claim_whose_secret_could_have_no_name_is_refused_and_the_others_are_bound() {
+    let long = "x".repeat(240);
+    let mut text = SHOP.replace("BROKER", "embedded").replace("STORE", "postgres");
+    for kind in ["state", "pubsub"] {
+        text.push_str(&format!(
+            "---\napiVersion: mecha.dev/v1alpha1\nkind: CapabilityClaim\nmetadata: {{name: {kind}-{long}, namespace: \
+             team-a-dev}}\nspec: {{kind: {kind}}}\n"
+        ));
+    }
+    let evaluation = world(&text).evaluate(&Memory::default(), &Consent::default(), 0);
+    let bound: Vec<_> =
+        evaluation.bindings[0].entries.iter().map(|e| e.claim.chars().take(6).collect::<String>()).collect();
+    assert_eq!(bound, ["events", "orders", "pubsub"], "one without credentials needs no Secret");
+    let refused = evaluation.claims.iter().find(|c| c.claim.starts_with("team-a-dev/state-")).unwrap();
+    let blocked = refused.blocked.clone().unwrap().to_string();
+    assert!(blocked.contains("name is too long") && refused.backend.is_none(), "{blocked}");
+}
+
+#[test]
 fn what_is_kept_digests_as_what_is_made_anew() {
     let evaluation = shop("redis", "postgres").evaluate(&Memory::default(), &Consent::default(), 0);
     let binding = &evaluation.bindings[0];
@@ -338,4 +359,148 @@ fn a_claim_on_the_move_keeps_both_sides_until_the_end() {
     let outcome = held.claims.iter().find(|c| c.claim == "team-a-dev/events").unwrap();
     assert_eq!((outcome.blocked.clone(), outcome.backend.as_deref()), (Some(Blocked::RolledBack), Some("embedded")));
     assert_eq!(held.bindings, before.bindings);
+}
+
+/// The text with the better of two brokers under another name: the claim is at the worse one.
+fn better(swap: &str) -> (World, Memory) {
+    let text = SHOP
+        .replace("engine: BROKER}}", &format!("line: b}}}}\n    swap: {swap}"))
+        .replace("labels: {engine: embedded}", "labels: {line: b}")
+        .replace("labels: {engine: redis}}\nspec:\n  kind: pubsub", "labels: {line: b}}\nspec:\n  kind: pubsub")
+        .replace(
+            "kind: pubsub\n  component: {type: pubsub.mecha",
+            "kind: pubsub\n  cost: 90\n  component: {type: pubsub.mecha",
+        )
+        .replace("STORE", "postgres");
+    let mut memory = Memory::default();
+    memory.claims.insert("team-a-dev/events".to_owned(), Bound { backend: "embedded".to_owned(), challenger: None });
+    (world(&text), memory)
+}
+
+#[test]
+fn a_better_backend_waits_for_its_time_and_then_for_consent_as_long_as_it_takes() {
+    let held = 600_000;
+    let (shop, mut memory) = better("{approval: Manual}");
+    let mut look = |now_ms, consent: &Consent| {
+        let evaluation = shop.evaluate(&memory, consent, now_ms);
+        memory = evaluation.memory.clone();
+        let outcome = evaluation.claims.iter().find(|c| c.claim == "team-a-dev/events").unwrap().clone();
+        (outcome.decision.unwrap().choice, outcome.blocked, outcome.backend.unwrap(), Plan::of(&evaluation))
+    };
+    let nothing = Consent::default();
+    for now in [0, held - 1] {
+        let (choice, ..) = look(now, &nothing);
+        assert!(matches!(choice, Choice::Stay { why: StayWhy::GainNotHeld, .. }), "{choice:?}");
+    }
+    // Whoever looks again and again finds the same question, also long after.
+    for now in [held, held + 1, 9 * held] {
+        let (choice, blocked, backend, _) = look(now, &nothing);
+        assert!(matches!(choice, Choice::Move { why: MoveWhy::Better { .. }, .. }), "{now}: {choice:?}");
+        assert_eq!((blocked, backend.as_str()), (Some(Blocked::AwaitingApproval), "embedded"), "{now}");
+    }
+    let (.., plan) = look(9 * held + 1, &nothing);
+    let agreed = Consent { moves: plan.approve(), ..Consent::default() };
+    let (_, blocked, backend, _) = look(9 * held + 2, &agreed);
+    assert_eq!((blocked, backend.as_str()), (None, "streams"));
+    let (choice, ..) = look(10 * held, &nothing);
+    assert!(matches!(choice, Choice::Stay { why: StayWhy::Best, .. }), "{choice:?}");
+}
+
+#[test]
+fn what_is_bound_keeps_its_place_when_the_environment_is_full() {
+    let claims = |names: &[String]| -> World {
+        let mut text = SHOP.replace("BROKER", "embedded").replace("STORE", "postgres");
+        for name in names {
+            text.push_str(&format!(
+                "---\napiVersion: mecha.dev/v1alpha1\nkind: CapabilityClaim\nmetadata: {{name: {name}, namespace: \
+                 team-a-dev}}\nspec: {{kind: pubsub}}\n"
+            ));
+        }
+        world(&text)
+    };
+    let bound = |evaluation: &mecha_decide::Evaluation| -> Vec<String> {
+        evaluation.bindings[0].entries.iter().map(|entry| entry.claim.clone()).collect()
+    };
+    // With the two of the shop as many as there may be.
+    let mut names: Vec<_> = (0..62).map(|number| format!("z{number:02}")).collect();
+    let before = claims(&names).evaluate(&Memory::default(), &Consent::default(), 0);
+    assert_eq!(before.bindings[0].entries.len(), 64);
+    // One that comes first by name comes too late.
+    names.push("a".to_owned());
+    let after = claims(&names).evaluate(&before.memory, &Consent::default(), 1);
+    assert_eq!(bound(&after), bound(&before));
+    assert_eq!(after.bindings[0].revision, before.bindings[0].revision);
+    let late = after.claims.iter().find(|c| c.claim == "team-a-dev/a").unwrap();
+    let (reason, message) = late.problem.clone().unwrap();
+    assert!(
+        reason == ClaimReason::NoCandidate && message.contains("64 claims") && message.contains("local"),
+        "{message}"
+    );
+    assert_eq!((&late.backend, after.memory.claims.contains_key("team-a-dev/a")), (&None, false));
+    let plan = Plan::of(&after);
+    assert!(plan.is_empty() && plan.stuck.len() == 1, "{plan:?}");
+    // A place that becomes free is its own.
+    let mut memory = after.memory;
+    memory.released.insert("team-a-dev/z07".to_owned());
+    memory.claims.remove("team-a-dev/z07");
+    names.retain(|name| name != "z07");
+    let next = claims(&names).evaluate(&memory, &Consent::default(), 2);
+    assert!(bound(&next).contains(&"a".to_owned()) && !bound(&next).contains(&"z07".to_owned()));
+}
+
+#[test]
+fn who_prefers_balance_gets_the_cluster_with_the_fewest_apps() {
+    let cluster = |name: &str| {
+        format!(
+            "---\napiVersion: mecha.dev/v1alpha1\nkind: MemberCluster\nmetadata: {{name: {name}}}\nspec: {{accepted: true}}\n"
+        )
+    };
+    let placement = |app: &str| {
+        format!(
+            "---\napiVersion: mecha.dev/v1alpha1\nkind: AppPlacement\nmetadata: {{name: {app}, namespace: team-a-dev}}\n\
+             spec: {{appId: {app}, clusters: {{min: 1, max: 1}}, hints: [{{prefer: balance, weight: 100}}]}}\n"
+        )
+    };
+    let shop = SHOP.replace("BROKER", "embedded").replace("STORE", "postgres");
+    let mut text = format!("{shop}{}{}", cluster("eu-1"), cluster("eu-2"));
+    let mut memory = Memory::default();
+    let mut places = Vec::new();
+    for app in ["one", "two", "three"] {
+        text.push_str(&placement(app));
+        let evaluation = world(&text).evaluate(&memory, &Consent::default(), 0);
+        memory = evaluation.memory;
+        places.push(memory.placements[&format!("team-a-dev/{app}")].standing[0].cluster.clone());
+    }
+    assert_eq!(places, ["eu-1", "eu-2", "eu-1"]);
+}
+
+#[test]
+fn what_is_bound_stays_when_its_class_can_no_longer_be_told() {
+    let text = SHOP.replace("BROKER", "embedded").replace("STORE", "postgres");
+    let before = world(&text).evaluate(&Memory::default(), &Consent::default(), 0);
+    let class = text.split("---").next().unwrap();
+    let second = format!("{text}---{}", class.replace("name: development", "name: second"));
+    let none = text.replacen("labels: {type: development}", "labels: {type: other}", 1);
+    let ruleless = text.replacen("kind: pubsub\n    backendSelector", "kind: lock\n    backendSelector", 1);
+    let given = |text: &str| {
+        text.replace(
+            "{type: development}}\n---\n",
+            "{type: development}}\nstatus: {clusters: [{name: local, namespace: x}]}\n---\n",
+        )
+    };
+    for (what, text, reason) in [
+        ("two classes", second.clone(), ClaimReason::ClassUnresolved),
+        ("two classes, and its clusters are known", given(&second), ClaimReason::ClassUnresolved),
+        ("no class", none, ClaimReason::ClassUnresolved),
+        ("no rule", ruleless, ClaimReason::NoRule),
+    ] {
+        let after = world(&text).evaluate(&before.memory, &Consent::default(), 1);
+        assert_eq!(after.bindings[0].entries, before.bindings[0].entries, "{what}");
+        assert_eq!(after.memory.claims, before.memory.claims, "{what}");
+        let events = after.claims.iter().find(|c| c.claim == "team-a-dev/events").unwrap();
+        assert_eq!(events.problem.as_ref().unwrap().0, reason, "{what}");
+        // And goes on as if nothing had been.
+        let back = world(&SHOP.replace("BROKER", "embedded").replace("STORE", "postgres"));
+        assert_eq!(back.evaluate(&after.memory, &Consent::default(), 2).bindings, before.bindings, "{what}");
+    }
 }

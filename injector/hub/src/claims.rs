@@ -268,6 +268,13 @@ impl Found<'_> {
                 _ => (true, ClaimReason::InProgress, state),
             };
         }
+        let unknown =
+            |reason| matches!(reason, ClaimReason::ClassUnresolved | ClaimReason::NoRule | ClaimReason::NoEnvironment);
+        if let Some((reason, message)) = self.outcome.problem.as_ref().filter(|(reason, _)| unknown(*reason))
+            && !self.entries.is_empty()
+        {
+            return (true, *reason, format!("stays at {}: {message}", self.backend));
+        }
         let choice = self.outcome.decision.as_ref().map(|d| &d.choice);
         if let Some(Choice::Stay { why: StayWhy::NoCandidate, at }) = choice {
             let tightest = self.outcome.decision.as_ref().and_then(|d| d.explanation.tightest.as_ref());

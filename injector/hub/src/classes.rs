@@ -90,7 +90,7 @@ fn status(
     let approved = if agreed {
         Some(ApprovedPlan { digest: digest.clone(), moves: ways(&asks).into_iter().collect() })
     } else {
-        stored.approved.clone()
+        stored.approved.clone().map(|plan| still_open(decided, class, plan))
     };
     let mut aspects = vec![pending(class, &asks, &empty, &digest)];
     if class.leaving() && !users.is_empty() {
@@ -109,6 +109,20 @@ fn status(
         observed_generation: class.metadata.generation,
         conditions: conditions(&stored.conditions, aspects, class.metadata.generation, now),
     }
+}
+
+/// Consent is for the claims of its plan and no others: once all of them have begun, it covers nothing more.
+fn still_open(decided: &Decided, class: &EnvironmentClass, plan: ApprovedPlan) -> ApprovedPlan {
+    let agreed = |from: &str, to: &str| plan.moves.iter().any(|way| way.from == from && way.to == to);
+    let begins = |outcome: &ClaimOutcome| match outcome.decision.as_ref().map(|d| &d.choice) {
+        Some(Choice::Move { from, to, .. }) => outcome.blocked.is_none() && agreed(from, to),
+        _ => false,
+    };
+    let mine = |o: &&ClaimOutcome| decided.class_of.get(&o.environment).is_some_and(|c| c.name() == class.name());
+    if decided.evaluation.claims.iter().filter(mine).any(begins) {
+        return plan;
+    }
+    ApprovedPlan { moves: Vec::new(), ..plan }
 }
 
 fn pending(
@@ -145,8 +159,9 @@ fn news(class: &EnvironmentClass, before: &EnvironmentClassStatus, after: &Envir
         let reason = if reason == ClassReason::AwaitingApproval { "AwaitingApproval" } else { "EmptyNotAllowed" };
         news.push(News::event(class, EventType::Normal, reason, "Swap", message));
     }
-    if before.approved != after.approved
-        && let Some(approved) = &after.approved
+    let known = before.approved.as_ref().filter(|plan| !plan.moves.is_empty()).map(|plan| &plan.digest);
+    if let Some(approved) = after.approved.as_ref().filter(|plan| !plan.moves.is_empty())
+        && known != Some(&approved.digest)
     {
         news.push(News::event(class, EventType::Normal, "SwapApproved", "Swap", approved.digest.clone()));
     }

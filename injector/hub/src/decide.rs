@@ -15,6 +15,27 @@ use mecha_resources::kinds::{
 use crate::Options;
 use crate::view::{Facts as _, View};
 
+/// Who does better than what runs, and since when, as namespace/name. The one thing that a leader keeps: a successor
+/// lets the time begin anew.
+#[derive(Debug, Default)]
+pub(crate) struct Challengers {
+    claims: BTreeMap<String, Challenger>,
+    placements: BTreeMap<String, Challenger>,
+}
+
+impl Challengers {
+    pub(crate) fn of(memory: &Memory) -> Self {
+        let claims = memory.claims.iter().filter_map(|(key, bound)| Some((key.clone(), bound.challenger.clone()?)));
+        let placements = &memory.placements;
+        let placements = placements.iter().filter_map(|(key, placed)| Some((key.clone(), placed.challenger.clone()?)));
+        Self { claims: claims.collect(), placements: placements.collect() }
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Challenger> {
+        self.claims.values().chain(self.placements.values())
+    }
+}
+
 /// The engine's answer, with what it was asked.
 pub(crate) struct Decided {
     pub(crate) world: World,
@@ -35,13 +56,8 @@ impl Decided {
     }
 }
 
-/// Decides about everything. `challengers` are those of the last time, by claim.
-pub(crate) fn decide(
-    view: &View,
-    options: &Options,
-    challengers: &BTreeMap<String, Challenger>,
-    now_ms: u64,
-) -> Decided {
+/// Decides about everything. `challengers` are those of the last time.
+pub(crate) fn decide(view: &View, options: &Options, challengers: &Challengers, now_ms: u64) -> Decided {
     let mut world = World::new(Assume::Nothing);
     world.set_hysteresis(options.hysteresis);
     for cluster in &view.clusters {
@@ -95,7 +111,7 @@ fn classes(view: &View, world: &World) -> BTreeMap<String, Arc<EnvironmentClass>
 
 /// What is bound. Bindings say so; a status does where there is no binding, so that data is found again after a
 /// hand-written Component has gone or a binding was lost.
-fn remember(view: &View, world: &World, challengers: &BTreeMap<String, Challenger>) -> Memory {
+fn remember(view: &View, world: &World, challengers: &Challengers) -> Memory {
     let mut memory = world.memory();
     for binding in view.all_bindings() {
         let spec = &binding.spec;
@@ -106,7 +122,10 @@ fn remember(view: &View, world: &World, challengers: &BTreeMap<String, Challenge
         memory.bindings.insert(format!("{}@{}", spec.namespace, spec.cluster), spec.clone());
     }
     for (claim, bound) in &mut memory.claims {
-        bound.challenger = challengers.get(claim).cloned();
+        bound.challenger = challengers.claims.get(claim).cloned();
+    }
+    for (placement, placed) in &mut memory.placements {
+        placed.challenger = challengers.placements.get(placement).cloned();
     }
     memory.released = view.claims.iter().filter(|claim| claim.leaving()).map(|claim| claim.key()).collect();
     for released in &memory.released {
@@ -188,4 +207,59 @@ pub(crate) fn carried<'v>(view: &'v View, namespace: &str, claim: &str) -> Vec<C
         Some(Carried { binding: binding.as_ref(), entry })
     };
     view.bindings_of(namespace).iter().filter_map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mecha_apiserver::Stored;
+    use mecha_resources::kinds::KindSpec;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn stored<S: KindSpec>(metadata: Value, spec: Value, status: Value) -> Arc<Stored<S>> {
+        let object = json!({"apiVersion": "mecha.dev/v1alpha1", "kind": S::KIND, "metadata": metadata, "spec": spec,
+                            "status": status});
+        Arc::new(serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn an_app_moves_to_a_better_cluster_when_it_has_been_better_for_long_enough() {
+        let cluster = |name: &str, cost: &str| {
+            let available = json!([{"type": "Available", "status": "True", "reason": "InCluster", "message": "",
+                                    "lastTransitionTime": "2026-11-21T03:00:00Z"}]);
+            let metadata = json!({"name": name, "annotations": {"mecha.dev/cost": cost}});
+            stored(metadata, json!({"accepted": true}), json!({"conditions": available}))
+        };
+        let decisions = json!([{"cluster": "eu-1", "role": "Active", "score": 0, "since": "2026-11-21T03:00:00Z"}]);
+        let placement = json!({"appId": "orders", "clusters": {"min": 1, "max": 1},
+                               "hints": [{"prefer": "cost", "weight": 100}]});
+        let view = View {
+            clusters: vec![cluster("eu-1", "90"), cluster("eu-2", "10")],
+            classes: vec![stored(json!({"name": "dev"}), json!({"type": "dev"}), Value::Null)],
+            environments: vec![stored(
+                json!({"name": "shop", "namespace": "team"}),
+                json!({"className": "dev"}),
+                json!({"connectTo": "shop-x"}),
+            )],
+            placements: vec![stored(
+                json!({"name": "orders", "namespace": "shop-x"}),
+                placement,
+                json!({"decisions": decisions}),
+            )],
+            ..View::default()
+        };
+        let options = Options::default();
+        let hold = Duration::from_millis(options.hysteresis.hold_ms);
+        let mut challengers = Challengers::default();
+        for (after, wanted) in [(Duration::ZERO, "eu-1"), (hold / 2, "eu-1"), (hold, "eu-2")] {
+            let now_ms = 1_000 + u64::try_from(after.as_millis()).unwrap();
+            let decided = decide(&view, &options, &challengers, now_ms);
+            let selected = &decided.evaluation.placements[0].decision.as_ref().unwrap().selected;
+            assert_eq!(selected[0].cluster, wanted, "after {after:?}");
+            challengers = Challengers::of(&decided.evaluation.memory);
+        }
+    }
 }

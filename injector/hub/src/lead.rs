@@ -9,10 +9,10 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 use mecha_apiserver::trace::TraceContext;
 use mecha_apiserver::{Events, FailureKind, Leadership, Role, Term, call};
-use mecha_decide::Challenger;
 
 use crate::Options;
 use crate::clusters::Own;
+use crate::decide::Challengers;
 use crate::metrics::Metrics;
 use crate::traces;
 use crate::turn::{Context, Row, Turn, turn};
@@ -67,7 +67,7 @@ struct Leader<'r> {
     options: &'r Options,
     writer: &'r Writer,
     own: Own,
-    challengers: BTreeMap<String, Challenger>,
+    challengers: Challengers,
     foreign: BTreeMap<String, String>,
     /// Bindings that were written, with the version before and the time.
     written: BTreeMap<String, (Option<String>, Instant)>,
@@ -90,7 +90,7 @@ impl<'r> Leader<'r> {
             options,
             writer,
             own: Own::default(),
-            challengers: BTreeMap::new(),
+            challengers: Challengers::default(),
             foreign: BTreeMap::new(),
             written: BTreeMap::new(),
             complained: BTreeSet::new(),
@@ -167,8 +167,8 @@ impl<'r> Leader<'r> {
         }
         if !refused {
             self.complained.clear();
-            self.challengers = challengers;
         }
+        self.challengers = challengers;
         span.end();
         self.writer.metrics.turn(began.elapsed(), decisions);
         if unseen.is_empty() {

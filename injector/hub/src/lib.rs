@@ -29,11 +29,10 @@ mod write;
 
 use std::time::Duration;
 
+pub use bindings::{ABORT, PROCEED};
 use mecha_apiserver::trace::Tracer;
 use mecha_apiserver::{Role, Timing};
-use mecha_decide::Hysteresis;
-
-pub use bindings::{ABORT, PROCEED};
+pub use mecha_decide::Hysteresis;
 
 /// How the hub works.
 #[derive(Clone, Debug)]

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mecha_decide::Challenger;
 use mecha_resources::kinds::ClaimPhase;
 
 use crate::Options;
@@ -12,7 +11,7 @@ use crate::backends::backends;
 use crate::claims::claim;
 use crate::classes::classes;
 use crate::clusters::{Own, own};
-use crate::decide::{Decided, decide};
+use crate::decide::{Challengers, Decided, decide};
 use crate::environments::environment;
 use crate::placements::placements;
 use crate::swaps::{deadline, milliseconds};
@@ -29,7 +28,7 @@ pub(crate) struct Context<'c> {
     pub(crate) foreign: &'c BTreeMap<String, String>,
     /// Bindings whose last write has not come back yet, as namespace/name.
     pub(crate) unseen: &'c BTreeSet<String>,
-    pub(crate) challengers: &'c BTreeMap<String, Challenger>,
+    pub(crate) challengers: &'c Challengers,
     pub(crate) epoch: i64,
     pub(crate) now: Timestamp,
     /// Trace context of this look, for what is decided by it.
@@ -54,7 +53,7 @@ pub(crate) struct Turn {
     pub(crate) decisions: usize,
     /// Names what was decided; `mecha dev` prints the same one for the same documents.
     pub(crate) digest: String,
-    pub(crate) challengers: BTreeMap<String, Challenger>,
+    pub(crate) challengers: Challengers,
 }
 
 /// Works out a turn. The same arguments give the same turn.
@@ -79,17 +78,16 @@ pub(crate) fn turn(context: Context<'_>) -> Turn {
     for (phase, count) in rows.iter().flat_map(|row| &row.phases) {
         *phases.entry(*phase).or_default() += count;
     }
-    let wake = wake(&context, &decided, &rows);
+    let challengers = Challengers::of(&decided.evaluation.memory);
+    let wake = wake(&context, &challengers, &rows);
     rows.retain(|row| !row.writes.is_empty());
-    let claims = &decided.evaluation.memory.claims;
-    let challengers = claims.iter().filter_map(|(key, bound)| Some((key.clone(), bound.challenger.clone()?)));
     Turn {
         rows,
         wake,
         phases,
         decisions: decided.evaluation.claims.len(),
         digest: decided.evaluation.digest.to_string(),
-        challengers: challengers.collect(),
+        challengers,
     }
 }
 
@@ -107,14 +105,16 @@ fn homeless(context: &Context<'_>, decided: &Decided) -> Vec<Row> {
 }
 
 /// Time to the next moment at which something happens without an edit.
-fn wake(context: &Context<'_>, decided: &Decided, rows: &[Row]) -> Duration {
+fn wake(context: &Context<'_>, challengers: &Challengers, rows: &[Row]) -> Duration {
     let moves = context.view.all_bindings().flat_map(|binding| &binding.spec.entries);
     let deadlines = moves.filter_map(|entry| deadline(entry.swap.as_ref()?)).filter(|at| *at > context.now);
     let hold = i64::try_from(context.options.hysteresis.hold_ms).unwrap_or(i64::MAX);
-    let held = decided.evaluation.memory.claims.values().filter_map(|bound| {
-        let since = i64::try_from(bound.challenger.as_ref()?.since_ms).ok()?;
+    let held = challengers.all().filter_map(|challenger| {
+        let since = i64::try_from(challenger.since_ms).ok()?;
         Timestamp::from_millisecond(since.saturating_add(hold)).ok()
     });
+    // Those whose time is over have been looked at.
+    let held = held.filter(|at| *at > context.now);
     let next = deadlines.chain(held).chain(rows.iter().filter_map(|row| row.wake)).min();
     let until = next.and_then(|at| Duration::try_from(at.duration_since(context.now)).ok());
     until.map_or(context.options.resync, |until| until.min(context.options.resync)).max(SHORTEST)

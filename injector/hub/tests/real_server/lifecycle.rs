@@ -90,6 +90,21 @@ async fn what_is_only_missing_is_not_taken_away() {
     cluster.bound("orders").await;
     cluster.bound("events").await;
     let before = cluster.binding().await.spec;
+    // Somebody adds a class with the same labels: which one is meant cannot be told, and nothing is taken away.
+    let clusters = cluster.environment().await.status.unwrap().clusters;
+    let second =
+        platform("kafka", "postgres").split("---").next().unwrap().replace("name: development", "name: second");
+    cluster.apply(&second);
+    cluster.environment_is("ClassAmbiguous").await;
+    let message = cluster.claim_is("orders", ClaimConditionType::SwapPending, ClaimReason::ClassUnresolved).await;
+    assert!(message.contains("stays at pg-eu") && message.contains("development, second"), "{message}");
+    hub.quiet(2).await;
+    let now = cluster.binding().await.spec;
+    assert_eq!((now.entries, now.revision), (before.entries.clone(), before.revision));
+    assert_eq!(cluster.environment().await.status.unwrap().clusters, clusters);
+    delete(&cluster, "environmentclass", "", "second");
+    cluster.claim_is("orders", ClaimConditionType::SwapPending, ClaimReason::Settled).await;
+
     // Torn out without a word: the class loses its rules, the backend and a claim their finalizers and themselves.
     let strip = "{\"metadata\": {\"finalizers\": []}}";
     hub.quiet(1).await;

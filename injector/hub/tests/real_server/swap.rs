@@ -160,12 +160,40 @@ async fn a_manual_move_waits_for_the_digest_of_its_plan() {
     approve(&digest);
     go_through(&cluster, "events", &["Prepare", "Switch", "Drain", "Finalize"]).await;
     cluster.settled("events", "streams").await;
+    eventually("the consent is used up", async || {
+        let approved = cluster.class().await.status?.approved?;
+        (approved.digest == digest && approved.moves.is_empty()).then_some(())
+    })
+    .await;
+
+    // Another claim that is to go the same way was not among those of the plan.
+    let edit = |patch: &str| {
+        cluster.server.kubectl(&["patch", "environmentclass", "development", "--type=json", "-p", patch]);
+    };
+    edit(
+        r#"[{"op": "add", "path": "/spec/capabilities/0", "value": {"kind": "pubsub", "names": ["audit"],
+            "backendSelector": {"matchLabels": {"engine": "kafka"}}, "swap": {"approval": "Manual"}}}]"#,
+    );
+    cluster.apply(&EVENTS.replace("name: events", "name: audit"));
+    cluster.bound("audit").await;
+    assert_eq!(cluster.entry("audit").await.unwrap().backend, "kafka");
+    let selects = |rule: usize, engine: &str| {
+        edit(&format!(
+            r#"[{{"op": "replace", "path": "/spec/capabilities/{rule}/backendSelector/matchLabels/engine",
+                "value": "{engine}"}}]"#
+        ));
+    };
+    selects(0, "redis");
+    let message = cluster.claim_is("audit", ClaimConditionType::SwapPending, ClaimReason::AwaitingApproval).await;
+    assert!(message.contains("kafka -> streams"), "{message}");
+    hub.quiet(2).await;
+    assert!(cluster.entry("audit").await.unwrap().swap.is_none());
+    selects(0, "kafka");
+    cluster.claim_is("audit", ClaimConditionType::SwapPending, ClaimReason::Settled).await;
 
     // The way back is another plan: the old consent does not cover it.
-    let back =
-        manual("kafka").replace("  type: development\n", &format!("  type: development\n  approvedSwap: {digest}\n"));
-    cluster.server.kubectl(&["patch", "environmentclass", "development", "--type=json", "-p", "[{\"op\": \"replace\", \"path\": \"/spec/capabilities/0/backendSelector/matchLabels/engine\", \"value\": \"kafka\"}]"]);
-    assert!(back.contains(&digest));
+    selects(1, "kafka");
+    assert_eq!(cluster.class().await.spec.approved_swap, Some(digest));
     cluster.claim_is("events", ClaimConditionType::SwapPending, ClaimReason::AwaitingApproval).await;
     hub.quiet(2).await;
     assert!(cluster.entry("events").await.unwrap().swap.is_none());
