@@ -27,6 +27,9 @@ const AT_ONCE: usize = 8;
 /// A Secret is written again after so long, whoever may have changed it.
 const REWRITE: Duration = Duration::from_secs(600);
 
+/// Longest name of a Secret; the ledger takes no longer one either, and with it none at all.
+const MAX_NAME: usize = 253;
+
 /// A Secret that a document names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
@@ -73,7 +76,7 @@ impl Names {
         let items = document["spec"]["metadata"].as_array().map(Vec::as_slice).unwrap_or_default();
         for name in items.iter().filter_map(|item| item["secretKeyRef"]["name"].as_str()) {
             // Only names that the hub gives are ours to write; a document may not point us at another Secret.
-            if revision_of(claim, name).is_some() && !backend.is_empty() {
+            if revision_of(claim, name).is_some() && name.len() <= MAX_NAME && !backend.is_empty() {
                 let wanted = Wanted { claim: claim.to_owned(), backend: backend.to_owned() };
                 self.secrets.insert(name.to_owned(), wanted);
             }
@@ -392,10 +395,12 @@ mod tests {
 
     #[test]
     fn both_sides_of_a_move_are_wanted_and_names_that_are_not_ours_are_not() {
+        let long = "x".repeat(250);
         let moving = binding(&[
             ("orders", document("pg", "mecha-orders-r7"), Some(document("redis", "mecha-orders-r3"))),
             ("other", document("pg", "somebody-elses"), None),
             ("billing", document("pg", "mecha-orders-r9"), None),
+            (&long, document("pg", &format!("mecha-{long}-r9")), None),
         ]);
         let all = wanted([&moving].into_iter(), "local");
         let names = &all["shop"];
