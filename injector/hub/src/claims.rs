@@ -276,6 +276,9 @@ impl Found<'_> {
             return (true, *reason, format!("stays at {}: {message}", self.backend));
         }
         let choice = self.outcome.decision.as_ref().map(|d| &d.choice);
+        if let (Some(Choice::Stay { at, .. }), Some(Blocked::TemplateInvalid(why))) = (choice, &self.outcome.blocked) {
+            return (true, ClaimReason::TemplateInvalid, format!("stays at {at} with the document it has: {why}"));
+        }
         if let Some(Choice::Stay { why: StayWhy::NoCandidate, at }) = choice {
             let tightest = self.outcome.decision.as_ref().and_then(|d| d.explanation.tightest.as_ref());
             let why = tightest.map_or("there is no other backend", |t| t.message.as_str());

@@ -1,6 +1,7 @@
 //! What is in use refuses to go; what goes takes its own with it and nothing else.
 
 use mecha_resources::kinds::{ClaimConditionType, ClaimReason};
+use serde_json::json;
 
 use crate::harness::{Cluster, EVENTS, ORDERS, eventually, platform};
 
@@ -103,6 +104,20 @@ async fn what_is_only_missing_is_not_taken_away() {
     assert_eq!((now.entries, now.revision), (before.entries.clone(), before.revision));
     assert_eq!(cluster.environment().await.status.unwrap().clusters, clusters);
     delete(&cluster, "environmentclass", "", "second");
+    cluster.claim_is("orders", ClaimConditionType::SwapPending, ClaimReason::Settled).await;
+
+    // A mistake in the template of its backend changes nothing, and is said on the claim.
+    let prefix = |name: &str| {
+        let value = format!("{{{{ {name} }}}}_");
+        let patch = json!([{"op": "replace", "path": "/spec/component/metadata/1/value", "value": value}]).to_string();
+        cluster.server.kubectl(&["patch", "capabilitybackend", "pg-eu", "--type=json", "-p", &patch]);
+    };
+    prefix("claim.slugg");
+    let message = cluster.claim_is("orders", ClaimConditionType::SwapPending, ClaimReason::TemplateInvalid).await;
+    assert!(message.contains("{{ claim.slugg }}"), "{message}");
+    hub.quiet(2).await;
+    assert_eq!(cluster.binding().await.spec.entries, before.entries);
+    prefix("claim.slug");
     cluster.claim_is("orders", ClaimConditionType::SwapPending, ClaimReason::Settled).await;
 
     // Torn out without a word: the class loses its rules, the backend and a claim their finalizers and themselves.
