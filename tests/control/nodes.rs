@@ -32,11 +32,16 @@ fn pod(name: &str, image: &str) -> Value {
 /// As the webhook makes it, but for what needs a control part: documents come from where the test puts them,
 /// and nobody issues certificates.
 fn injected(pod: &Value) -> Value {
-    let config = Config { mtls: false, ..Config::default() };
-    let mut done = inject(pod, "shop", &config).unwrap().pod;
+    injected_by(pod, &Config::default()).0
+}
+
+/// The same by another configuration, with what the pod's author is warned of.
+fn injected_by(pod: &Value, config: &Config) -> (Value, Vec<String>) {
+    let injection = inject(pod, "shop", &Config { mtls: false, ..config.clone() }).unwrap();
+    let mut done = injection.pod;
     let lists = ["initContainers", "containers"];
     for list in lists {
-        for container in done["spec"][list].as_array_mut().unwrap() {
+        for container in done["spec"][list].as_array_mut().into_iter().flatten() {
             if container["name"] == SIDECAR {
                 let args = container["args"].as_array_mut().unwrap();
                 for arg in args.iter_mut().filter(|arg| **arg == "kubernetes") {
@@ -46,7 +51,7 @@ fn injected(pod: &Value) -> Value {
             }
         }
     }
-    done
+    (done, injection.warnings)
 }
 
 fn documents(component: &str) -> String {
@@ -177,4 +182,50 @@ async fn a_job_ends_and_its_sidecar_with_it() {
     server.apply(&injected(&job).to_string()).unwrap();
     shows(&server, "job", ".status.phase", "Succeeded").await;
     shows(&server, "job", ".status.initContainerStatuses[0].state.terminated.reason", "Completed").await;
+}
+
+/// Waits for the sidecar, as an app beside an ordinary one has to, and is done.
+const WORK: &str = "until (exec 3<>/dev/tcp/127.0.0.1/$DAPR_HTTP_PORT) 2>/dev/null; do sleep 0.1; done";
+/// Says so to the sidecar.
+const DONE: &str = "exec 3<>/dev/tcp/127.0.0.1/$DAPR_HTTP_PORT && printf 'POST /v1.0/shutdown HTTP/1.1\\r\\nHost: \
+    localhost\\r\\nContent-Length: 0\\r\\n\\r\\n' >&3 && read -r line <&3 && [[ $line == *204* ]]";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_with_an_ordinary_sidecar_ends_when_it_tells_the_sidecar_and_its_author_is_told_to_do_so() {
+    let Some(server) = server() else { return };
+    let node = KubeletOptions::new().executed("job:1").start(&server);
+    let old = Config { kubernetes_minor: 28, ..Config::default() };
+    let job = |name: &str, script: &str, annotation: Option<&str>, config: &Config| {
+        let mut job = pod(name, "job:1");
+        job["spec"]["restartPolicy"] = json!("Never");
+        job["spec"]["containers"][0]["command"] = json!(["bash", "-c", script]);
+        let annotations = job["metadata"]["annotations"].as_object_mut().unwrap();
+        annotations.remove("dapr.io/app-port");
+        annotations.extend(annotation.map(|key| (key.to_owned(), json!("false"))));
+        let (done, warnings) = injected_by(&job, config);
+        assert_eq!(done["spec"]["containers"][1]["name"], SIDECAR, "{done:#}");
+        server.apply(&done.to_string()).unwrap();
+        warnings
+    };
+    let told = format!("{WORK}; {DONE}");
+    let on_an_old_server = job("old", &told, None, &old);
+    let by_choice = job("chosen", &told, Some("dapr.io/enable-native-sidecar"), &Config::default());
+    job("silent", WORK, None, &old);
+    for warnings in [&on_an_old_server, &by_choice] {
+        assert!(warnings.len() == 1 && warnings[0].contains("POST http://localhost:$DAPR_HTTP_PORT/v1.0/shutdown"));
+    }
+    assert!(by_choice[0].contains("dapr.io/enable-native-sidecar") && !on_an_old_server[0].contains("native"));
+
+    let ended =
+        |container: &str| format!(".status.containerStatuses[?(@.name==\"{container}\")].state.terminated.reason");
+    for name in ["old", "chosen"] {
+        shows(&server, name, ".status.phase", "Succeeded").await;
+        shows(&server, name, &ended(SIDECAR), "Completed").await;
+    }
+    // One that says nothing stays, which is what the warning is about; a person can say it for the app.
+    shows(&server, "silent", &ended("app"), "Completed").await;
+    assert!(node.pid("shop", "silent", SIDECAR).is_some());
+    shows(&server, "silent", ".status.phase", "Running").await;
+    sidecar(&node, "silent").post("/v1.0/shutdown", "").send().await.expect(204);
+    shows(&server, "silent", ".status.phase", "Succeeded").await;
 }

@@ -48,6 +48,8 @@ pub struct Injection {
     pub opted_in: bool,
     /// What a person should hear although the pod is admitted.
     pub warnings: Vec<String>,
+    /// Annotations that the author wants on the Service of the app.
+    pub service_annotations: Vec<(String, String)>,
 }
 
 /// Why a pod is refused. All reasons are given at once.
@@ -79,7 +81,14 @@ pub struct Problem {
 /// pod that does not ask is never denied.
 pub fn inject(pod: &Value, namespace: &str, config: &Config) -> Result<Injection, Denied> {
     if !asks(pod)? {
-        return Ok(Injection { patch: Vec::new(), pod: pod.clone(), opted_in: false, warnings: Vec::new() });
+        let pod = pod.clone();
+        return Ok(Injection {
+            patch: Vec::new(),
+            pod,
+            opted_in: false,
+            warnings: Vec::new(),
+            service_annotations: Vec::new(),
+        });
     }
     let annotations = Annotations::of(pod);
     let pod = Pod::new(pod);
@@ -98,7 +107,7 @@ pub fn inject(pod: &Value, namespace: &str, config: &Config) -> Result<Injection
     apps(&mut editor, &settings);
     labels(&mut editor, &settings);
     let (patch, pod) = editor.finish();
-    Ok(Injection { patch, pod, opted_in: true, warnings })
+    Ok(Injection { patch, pod, opted_in: true, warnings, service_annotations: settings.service_annotations })
 }
 
 /// Whether a pod asks for a sidecar; only its annotations are looked at.

@@ -91,7 +91,35 @@ impl<'a> Pod<'a> {
     }
 
     pub(crate) fn has_volume(&self, name: &str) -> bool {
-        self.list("/spec/volumes").any(|volume| volume["name"] == name)
+        self.volume(name).is_some()
+    }
+
+    pub(crate) fn volume(&self, name: &str) -> Option<&'a Value> {
+        self.list("/spec/volumes").find(|volume| volume["name"] == name)
+    }
+
+    /// It ends by itself, as the pods of Jobs do.
+    pub(crate) fn ends(&self) -> bool {
+        let policy = self.0.pointer("/spec/restartPolicy").and_then(Value::as_str);
+        policy.is_some_and(|policy| policy != "Always")
+    }
+
+    /// The field that asks for a node of another operating system than Linux.
+    pub(crate) fn foreign_system(&self) -> Option<&'static str> {
+        let foreign = |path: &str| self.0.pointer(path).and_then(Value::as_str).is_some_and(|system| system != "linux");
+        [("/spec/os/name", "spec.os"), ("/spec/nodeSelector/kubernetes.io~1os", "spec.nodeSelector")]
+            .into_iter()
+            .find_map(|(path, field)| foreign(path).then_some(field))
+    }
+
+    /// The app's container, by name, that has another volume than `volume` at `path`; of those that `which` picks.
+    pub(crate) fn mounts_else(&self, volume: &str, path: &str, which: impl Fn(&str) -> bool) -> Option<&'a str> {
+        self.containers().find_map(|container| {
+            let name = container["name"].as_str().unwrap_or_default();
+            let mut mounts = container["volumeMounts"].as_array().into_iter().flatten();
+            let else_there = mounts.any(|mount| mount["mountPath"] == path && mount["name"] != volume);
+            (else_there && name != CONTAINER && !is_mesh(name) && which(name)).then_some(name)
+        })
     }
 
     /// The container, not the sidecar, that has the port.
@@ -112,7 +140,11 @@ impl<'a> Pod<'a> {
     }
 
     pub(crate) fn has_sidecar(&self) -> bool {
-        self.containers().any(|container| container["name"] == CONTAINER)
+        self.has_container(CONTAINER)
+    }
+
+    pub(crate) fn has_container(&self, name: &str) -> bool {
+        self.containers().any(|container| container["name"] == name)
     }
 
     pub(crate) fn tolerates(&self, keys: &[String]) -> bool {

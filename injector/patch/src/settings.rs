@@ -1,9 +1,11 @@
 //! What the annotations of one pod say, checked.
 
-use crate::annotations::{Annotations, problem};
+use serde_json::Value;
+
+use crate::annotations::{Annotations, problem, quantity};
 use crate::config::{Config, Placement};
 use crate::pod::Pod;
-use crate::{CONTAINER, Problem};
+use crate::{CONTAINER, Problem, sidecar};
 
 /// Names the folder of pluggable components' sockets to those and to the sidecar.
 pub(crate) const SOCKETS_FOLDER_VARIABLE: &str = "DAPR_COMPONENT_SOCKETS_FOLDER";
@@ -13,6 +15,8 @@ pub(crate) const PUBLIC_PORT: u16 = 3501;
 /// Longest DNS label, which the app id must be together with the suffix of its Service.
 const DNS_LABEL: usize = 63;
 const SERVICE_SUFFIX: &str = "-dapr";
+/// Bytes that the daemon takes as a size of requests.
+const LARGEST_SIZE: f64 = 9e15;
 
 /// The sidecar that a pod asks for.
 #[derive(Debug)]
@@ -45,6 +49,8 @@ pub(crate) struct Settings {
     /// Flags that an annotation maps to as it is.
     pub(crate) flags: Vec<String>,
     pub(crate) as_command: bool,
+    /// Annotations that the author wants on the app's Service.
+    pub(crate) service_annotations: Vec<(String, String)>,
 }
 
 /// A probe of the sidecar: seconds, and failures until it counts.
@@ -93,11 +99,22 @@ impl Settings {
                     .to_owned(),
             );
         }
+        warnings.extend(a.unknown().map(|key| format!("annotation {key} is not known and has no effect.")));
+        let placement = placement(a, config, problems);
+        if placement == Placement::Classic && pod.ends() {
+            let instead =
+                if config.knows_native_sidecars() { ", or take dapr.io/enable-native-sidecar off" } else { "" };
+            warnings.push(format!(
+                "the sidecar is an ordinary container and does not end by itself, so neither does the pod: let the app \
+                 call POST http://localhost:$DAPR_HTTP_PORT/v1.0/shutdown when it is done{instead}."
+            ));
+        }
         Self {
             app_id: app_id(a, pod, problems),
-            app_port: a.number("app-port", 1, u16::MAX, problems),
+            // 0 is how charts say that there is none.
+            app_port: a.number("app-port", 0, u16::MAX, problems).filter(|port| *port != 0),
             app_protocol,
-            placement: placement(a, config, problems),
+            placement,
             image: image(a, config, problems),
             http_port: a.port("http-port", 3500, problems),
             grpc_port: a.port("grpc-port", 50_001, problems),
@@ -112,14 +129,15 @@ impl Settings {
                 .word("sidecar-seccomp-profile-type", &["RuntimeDefault", "Unconfined"], problems)
                 .unwrap_or("RuntimeDefault"),
             env: env(a, problems),
-            api_token_secret: a.text("api-token-secret").map(str::to_owned),
-            app_token_secret: a.text("app-token-secret").map(str::to_owned),
+            api_token_secret: token_secret(a, "api-token-secret", problems),
+            app_token_secret: token_secret(a, "app-token-secret", problems),
             mounts: mounts(a, pod, problems, warnings),
             unix_socket_path: socket_path(a, problems),
-            pluggable: a.list("pluggable-components").into_iter().map(str::to_owned).collect(),
+            pluggable: pluggable(a, pod, warnings),
             pluggable_folder: a.text("pluggable-components-sockets-folder").map(str::to_owned),
             flags: flags(a, config, problems),
             as_command: pod.tolerates(&config.ignore_entrypoint_tolerations),
+            service_annotations: service_annotations(a, problems),
         }
     }
 
@@ -149,12 +167,13 @@ fn app_id(a: &Annotations<'_>, pod: &Pod<'_>, problems: &mut Vec<Problem>) -> St
     };
     let label = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
     let longest = DNS_LABEL - SERVICE_SUFFIX.len();
-    if id.is_empty() || id.len() > longest || !id.bytes().all(label) || id.starts_with('-') {
+    // It is a label as well, whose values begin and end with a letter or digit.
+    if id.is_empty() || id.len() > longest || !id.bytes().all(label) || id.starts_with('-') || id.ends_with('-') {
         problems.push(Problem {
             field,
-            message: format!("gives the app id '{id}', which cannot name a Service with {SERVICE_SUFFIX} behind it"),
+            message: format!("gives the app id '{id}', which cannot be a label and name a Service with {SERVICE_SUFFIX} behind it"),
             next: format!(
-                "Set dapr.io/app-id to 1 to {longest} lower-case letters, digits and dashes, not beginning with a dash."
+                "Set dapr.io/app-id to 1 to {longest} lower-case letters, digits and dashes, with no dash at either end."
             ),
         });
     }
@@ -207,7 +226,42 @@ fn probe(a: &Annotations<'_>, name: &str, default: Probe, problems: &mut Vec<Pro
 
 fn resource(a: &Annotations<'_>, name: &str, problems: &mut Vec<Problem>) -> Resource {
     let mut read = |part: &str| a.quantity(&format!("sidecar-{name}-{part}"), problems).map(str::to_owned);
-    Resource { request: read("request"), limit: read("limit") }
+    let resource = Resource { request: read("request"), limit: read("limit") };
+    if let (Some(request), Some(limit)) = (&resource.request, &resource.limit)
+        && quantity(request) > quantity(limit)
+    {
+        let message = format!("is {request}, more than the limit of {limit}");
+        problems.push(problem(&format!("dapr.io/sidecar-{name}-request"), message, "Ask for less, or allow more."));
+    }
+    resource
+}
+
+/// `key=value,key2=value2`, as Dapr reads them.
+fn service_annotations(a: &Annotations<'_>, problems: &mut Vec<Problem>) -> Vec<(String, String)> {
+    let Some((key, _)) = a.find("sidecar-svc-annotations") else { return Vec::new() };
+    let mut all = Vec::new();
+    for part in a.list("sidecar-svc-annotations") {
+        match part.split_once('=').map(|(name, value)| (name.trim(), value.trim())) {
+            Some((name, value)) if is_qualified(name) => all.push((name.to_owned(), value.to_owned())),
+            _ => {
+                problems.push(problem(&key, format!("holds '{part}'"), "Write KEY=value, such as example.com/team=a."))
+            }
+        }
+    }
+    all
+}
+
+/// The key of a label or an annotation: a name, perhaps behind a domain and a slash.
+fn is_qualified(key: &str) -> bool {
+    let (domain, name) = key.split_once('/').map_or((None, key), |(domain, name)| (Some(domain), name));
+    let edges = |text: &str| {
+        let bytes = text.as_bytes();
+        [bytes.first(), bytes.last()].iter().all(|edge| edge.is_some_and(u8::is_ascii_alphanumeric))
+    };
+    name.len() <= DNS_LABEL
+        && edges(name)
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && domain.is_none_or(is_object_name)
 }
 
 /// `K=v,K2=v2`: a comma belongs to the value unless a name and `=` follow it.
@@ -231,7 +285,8 @@ fn env(a: &Annotations<'_>, problems: &mut Vec<Problem>) -> Vec<(String, EnvValu
         for part in a.list("env-from-secret") {
             let (name, source) = part.split_once('=').unwrap_or((part, ""));
             let (secret, entry) = source.split_once(':').unwrap_or((source, source));
-            if secret.trim().is_empty() || entry.trim().is_empty() {
+            let fits = is_object_name(secret.trim()) && is_secret_key(entry.trim());
+            if !fits {
                 problems.push(problem(&key, format!("holds '{part}'"), "Write NAME=secret or NAME=secret:key."));
                 continue;
             }
@@ -239,6 +294,41 @@ fn env(a: &Annotations<'_>, problems: &mut Vec<Problem>) -> Vec<(String, EnvValu
         }
     }
     all
+}
+
+/// A Secret whose key `token` is meant.
+fn token_secret(a: &Annotations<'_>, key: &str, problems: &mut Vec<Problem>) -> Option<String> {
+    let (key, name) = a.find(key)?;
+    if !is_object_name(name) {
+        problems.push(problem(&key, format!("is '{name}'"), "Write the name of a Secret."));
+    }
+    Some(name.to_owned())
+}
+
+fn pluggable(a: &Annotations<'_>, pod: &Pod<'_>, warnings: &mut Vec<String>) -> Vec<String> {
+    let names = a.list("pluggable-components");
+    for name in names.iter().filter(|name| !pod.has_container(name)) {
+        warnings.push(format!(
+            "annotation dapr.io/pluggable-components names the container '{name}', which the pod does not have."
+        ));
+    }
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// The name of a Secret, as API servers take it.
+fn is_object_name(name: &str) -> bool {
+    let edges = |part: &str| {
+        let bytes = part.as_bytes();
+        [bytes.first(), bytes.last()].iter().all(|edge| edge.is_some_and(|b| *b != b'-'))
+    };
+    name.len() <= 253
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
+        && name.split('.').all(edges)
+}
+
+fn is_secret_key(key: &str) -> bool {
+    let fits = key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+    !key.is_empty() && key.len() <= 253 && fits
 }
 
 fn assignments(text: &str) -> Vec<(&str, &str)> {
@@ -270,7 +360,10 @@ fn mounts(
     let mut mounts = Vec::new();
     for (key, read_only) in [("volume-mounts", true), ("volume-mounts-rw", false)] {
         for part in a.list(key) {
-            let Some((volume, path)) = part.split_once(':').filter(|(v, p)| !v.is_empty() && p.starts_with('/')) else {
+            // A colon in a path is none that API servers take.
+            let fits =
+                |(volume, path): &(&str, &str)| !volume.is_empty() && path.starts_with('/') && !path.contains(':');
+            let Some((volume, path)) = part.split_once(':').filter(fits) else {
                 problems.push(problem(&format!("dapr.io/{key}"), format!("holds '{part}'"), "Write volume:/path."));
                 continue;
             };
@@ -300,23 +393,31 @@ fn socket_path(a: &Annotations<'_>, problems: &mut Vec<Problem>) -> Option<Strin
 fn flags(a: &Annotations<'_>, config: &Config, problems: &mut Vec<Problem>) -> Vec<String> {
     let mut flags = Vec::new();
     let mut flag = |name: &str, value: String| flags.extend([format!("--{name}"), value]);
-    let level = a.word("log-level", &["debug", "info", "warn", "error", "fatal"], problems).unwrap_or("info");
-    flag("log-level", level.to_owned());
-    for key in ["config", "app-channel-address", "actors-disseminate-timeout", "app-binding-options-timeout"] {
+    let levels = ["debug", "info", "warn", "warning", "error", "fatal"];
+    flag("log-level", a.word("log-level", &levels, problems).unwrap_or("info").to_owned());
+    for key in ["config", "app-channel-address", "sentry-request-jwt-audiences"] {
         if let Some(text) = a.text(key) {
             flag(key, text.to_owned());
         }
     }
-    for key in ["disable-init-endpoints", "sentry-request-jwt-audiences"] {
-        if let Some(text) = a.text(key) {
+    // A round without time would never end; the others take 0 for their default.
+    for (key, least) in [("actors-disseminate-timeout", f64::MIN_POSITIVE), ("app-binding-options-timeout", f64::MIN)] {
+        if let Some(text) = a.duration(key, least, problems) {
             flag(key, text.to_owned());
         }
+    }
+    if let Some((key, text)) = a.find("disable-init-endpoints") {
+        for word in a.list("disable-init-endpoints").into_iter().filter(|word| !["config", "subscribe"].contains(word))
+        {
+            problems.push(problem(&key, format!("holds '{word}'"), "Write config, subscribe or both."));
+        }
+        flag("disable-init-endpoints", text.to_owned());
     }
     for (key, own) in [
         ("placement-host-address", &config.addresses.placement),
         ("scheduler-host-address", &config.addresses.scheduler),
     ] {
-        if let Some(text) = a.text(key).or(Some(own.as_str()).filter(|own| !own.is_empty())) {
+        if let Some(text) = a.address(key, own) {
             flag(key, text.to_owned());
         }
     }
@@ -327,17 +428,25 @@ fn flags(a: &Annotations<'_>, config: &Config, problems: &mut Vec<Problem>) -> V
     }
     let seconds = a.number::<i64>("graceful-shutdown-seconds", -1, i64::from(i32::MAX), problems).unwrap_or(-1);
     flag("dapr-graceful-shutdown-seconds", seconds.to_string());
-    if let Some(text) = a.text("block-shutdown-duration") {
+    if let Some(text) = a.duration("block-shutdown-duration", f64::MIN, problems) {
         flag("dapr-block-shutdown-duration", text.to_owned());
     }
     size(a, ["max-body-size", "http-max-request-size"], "dapr-http-max-request-size", problems, &mut flag);
     size(a, ["read-buffer-size", "http-read-buffer-size"], "dapr-http-read-buffer-size", problems, &mut flag);
     if a.switch("enable-app-health-check", false, problems) {
         flag("app-health-check-path", a.text("app-health-check-path").unwrap_or("/healthz").to_owned());
-        for (key, default) in
-            [("app-health-probe-interval", 5_u32), ("app-health-probe-timeout", 500), ("app-health-threshold", 3)]
-        {
-            flag(key, a.number(key, 1, u32::MAX, problems).unwrap_or(default).to_string());
+        let mut health = |key: &str, default: i32| {
+            // 0 and less mean the default, as on the command line.
+            let given = a.number(key, i32::MIN, i32::MAX, problems).filter(|n| *n > 0).unwrap_or(default);
+            flag(key, given.to_string());
+            i64::from(given)
+        };
+        let interval = health("app-health-probe-interval", 5);
+        let timeout = health("app-health-probe-timeout", 500);
+        health("app-health-threshold", 3);
+        if timeout > interval * 1000 {
+            let message = format!("is {timeout} ms, longer than the {interval} s between two probes");
+            problems.push(problem("dapr.io/app-health-probe-timeout", message, "Wait less, or probe less often."));
         }
         flags.push("--enable-app-health-check".to_owned());
     }
@@ -372,12 +481,23 @@ fn size(
     problems: &mut Vec<Problem>,
     flag: &mut impl FnMut(&str, String),
 ) {
-    if let Some(text) = a.quantity(key, problems) {
-        flag(key, text.to_owned());
+    let wrong =
+        |key: &str, text: &str| problem(key, format!("is '{text}'"), "Write a size above 0, or -1 for the default.");
+    // -1 is the default, whatever that is.
+    if let Some((full, text)) = a.find(key).filter(|(_, text)| *text != "-1") {
+        match a.quantity(key, problems).map(|text| (quantity(text), text.contains(['n', 'u', 'm', 'e', 'E', 'P']))) {
+            // What the daemon counts bytes by.
+            Some((Some(bytes), false)) if bytes > 0.0 && bytes < LARGEST_SIZE => flag(key, text.to_owned()),
+            Some(_) => problems.push(wrong(&full, text)),
+            None => {}
+        }
     } else if a.text(key).is_none()
-        && let Some(n) = a.number::<i64>(old, -1, i64::from(i32::MAX), problems)
+        && let Some(n) = a.number::<i64>(old, -1, i64::from(i32::MAX), problems).filter(|n| *n != -1)
     {
-        flag(old_flag, n.to_string());
+        match n {
+            0 => problems.push(wrong(&format!("dapr.io/{old}"), "0")),
+            n => flag(old_flag, n.to_string()),
+        }
     }
 }
 
@@ -393,6 +513,14 @@ impl Pod<'_> {
                         .to_owned(),
             });
         }
+        if let Some(field) = self.foreign_system() {
+            problems.push(Problem {
+                field: field.to_owned(),
+                message: "asks for a node of another system, and the sidecar is a program for Linux".to_owned(),
+                next: "Run the pod on Linux, or leave out dapr.io/enabled.".to_owned(),
+            });
+        }
+        self.check_volumes(settings, config, problems);
         if self.injected_by_nobody() {
             problems.push(Problem {
                 field: "spec.containers".to_owned(),
@@ -431,5 +559,57 @@ impl Pod<'_> {
                 next: "Name the sidecar's image there, or in dapr.io/sidecar-image.".to_owned(),
             });
         }
+    }
+
+    /// Volumes and paths that two want to have.
+    fn check_volumes(&self, settings: &Settings, config: &Config, problems: &mut Vec<Problem>) {
+        let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
+        // An injected pod has the volumes of the configuration that counted then.
+        for ours in sidecar::volumes(settings, config).into_iter().filter(|_| !self.has_sidecar()) {
+            let name = text(&ours, "name");
+            if self.volume(&name).is_some_and(|theirs| !says(theirs, &ours)) {
+                problems.push(Problem {
+                    field: format!("volumes[{name}]"),
+                    message: "has the name of a volume that the sidecar brings along".to_owned(),
+                    next: "Rename it.".to_owned(),
+                });
+            }
+        }
+        let all = sidecar::mounts(settings, config);
+        for (volume, path, read_only) in &settings.mounts {
+            if all.iter().filter(|mount| mount["mountPath"] == **path).count() > 1 {
+                let key = if *read_only { "volume-mounts" } else { "volume-mounts-rw" };
+                problems.push(problem(
+                    &format!("dapr.io/{key}"),
+                    format!("mounts '{volume}' at {path}, where the sidecar has something else"),
+                    "Choose another path.",
+                ));
+            }
+        }
+        let is_component = |name: &str| settings.pluggable.iter().any(|known| known == name);
+        let socket = settings.unix_socket_path.as_deref().map(|path| (sidecar::SOCKET_VOLUME, path, false));
+        let components = Some((sidecar::COMPONENTS_VOLUME, settings.sockets_folder(), true));
+        for (volume, path, of_components) in socket.into_iter().chain(components) {
+            if let Some(container) = self.mounts_else(volume, path, |name| is_component(name) == of_components) {
+                problems.push(Problem {
+                    field: format!("containers[{container}].volumeMounts"),
+                    message: format!("has {path}, where the sockets of the sidecar would be"),
+                    next: "Choose another path there, or for the sockets.".to_owned(),
+                });
+            }
+        }
+    }
+}
+
+/// Whether `theirs` says all that `ours` says; API servers fill in more.
+fn says(theirs: &Value, ours: &Value) -> bool {
+    match (theirs, ours) {
+        (Value::Object(theirs), Value::Object(ours)) => {
+            ours.iter().all(|(key, value)| theirs.get(key).is_some_and(|theirs| says(theirs, value)))
+        }
+        (Value::Array(theirs), Value::Array(ours)) => {
+            theirs.len() == ours.len() && theirs.iter().zip(ours).all(|(theirs, ours)| says(theirs, ours))
+        }
+        _ => theirs == ours,
     }
 }

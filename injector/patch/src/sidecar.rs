@@ -10,7 +10,7 @@ use crate::settings::{EnvValue, PUBLIC_PORT, Probe, Resource, SOCKETS_FOLDER_VAR
 
 pub(crate) const SOCKET_VOLUME: &str = "dapr-unix-domain-socket";
 const SOCKET_FOLDER: &str = "/var/run/dapr-sockets";
-const COMPONENTS_VOLUME: &str = "dapr-components-unix-domain-socket";
+pub(crate) const COMPONENTS_VOLUME: &str = "dapr-components-unix-domain-socket";
 const TOKEN_VOLUME: &str = "dapr-identity-token";
 const TOKEN_FOLDER: &str = "/var/run/secrets/dapr.io/sentrytoken";
 /// Seconds a projected token lives; the kubelet renews it in time.
@@ -61,7 +61,7 @@ fn last_mesh(editor: &Editor, list: &str) -> Option<usize> {
     editor.at(list)?.as_array()?.iter().rposition(|container| container["name"].as_str().is_some_and(is_mesh))
 }
 
-fn volumes(settings: &Settings, config: &Config) -> Vec<Value> {
+pub(crate) fn volumes(settings: &Settings, config: &Config) -> Vec<Value> {
     let memory = json!({"medium": "Memory"});
     let mut volumes = vec![
         json!({"name": TOKEN_VOLUME, "projected": {"defaultMode": 0o644, "sources": [{"serviceAccountToken": {
@@ -188,10 +188,16 @@ fn env(settings: &Settings, namespace: &str, config: &Config) -> Vec<Value> {
     if !settings.pluggable.is_empty() {
         env.push(json!({"name": SOCKETS_FOLDER_VARIABLE, "value": settings.sockets_folder()}));
     }
-    env
+    without_hidden(env)
 }
 
-fn mounts(settings: &Settings, config: &Config) -> Vec<Value> {
+/// Of several of one name the last counts, as at the kubelet; two of a name fail a server-side apply.
+fn without_hidden(env: Vec<Value>) -> Vec<Value> {
+    let hidden = |at: usize| env[at + 1..].iter().any(|later| later["name"] == env[at]["name"]);
+    (0..env.len()).filter(|at| !hidden(*at)).map(|at| env[at].clone()).collect()
+}
+
+pub(crate) fn mounts(settings: &Settings, config: &Config) -> Vec<Value> {
     let mut mounts = vec![
         json!({"name": TOKEN_VOLUME, "mountPath": TOKEN_FOLDER, "readOnly": true}),
         json!({"name": SNAPSHOT_VOLUME, "mountPath": SNAPSHOT_FOLDER}),

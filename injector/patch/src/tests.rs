@@ -236,6 +236,141 @@ fn what_cannot_work_is_refused_with_the_field() {
 }
 
 #[test]
+fn names_and_paths_that_two_want_are_refused() {
+    for (name, theirs) in [
+        ("dapr-identity-token", json!({"emptyDir": {}})),
+        ("mecha-trust-bundle", json!({"configMap": {"name": "another"}})),
+        ("mecha-snapshot", json!({"hostPath": {"path": "/"}})),
+    ] {
+        let mut pod = enabled(&[]);
+        let mut volume = theirs;
+        volume["name"] = json!(name);
+        pod["spec"]["volumes"] = json!([volume]);
+        assert!(denied(&pod).contains(&format!("volumes[{name}]")), "{}", denied(&pod));
+    }
+    // As `mecha inject` leaves them for the webhook, with what the API server fills in.
+    let mut pod = injected(&enabled(&[]), &Config::default());
+    pod["spec"]["volumes"][2]["configMap"]["defaultMode"] = json!(420);
+    let other = Config { token_audience: "other".to_owned(), ..Config::default() };
+    assert_eq!(inject(&pod, "shop", &other).unwrap().patch, []);
+
+    let mut mounts = enabled(&[("dapr.io/volume-mounts", "data:/var/run/mecha/snapshot")]);
+    mounts["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+    assert!(denied(&mounts).contains("annotation dapr.io/volume-mounts"), "{}", denied(&mounts));
+    mounts["metadata"]["annotations"]["dapr.io/volume-mounts"] = json!("data:/a");
+    mounts["metadata"]["annotations"]["dapr.io/volume-mounts-rw"] = json!("data:/a");
+    assert!(denied(&mounts).contains("annotation dapr.io/volume-mounts-rw"), "{}", denied(&mounts));
+    assert!(denied(&enabled(&[("dapr.io/volume-mounts", "data:/a:ro")])).contains("'data:/a:ro'"));
+
+    let mut sockets = enabled(&[("dapr.io/unix-domain-socket-path", "/tmp")]);
+    sockets["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "scratch", "mountPath": "/tmp"}]);
+    assert!(denied(&sockets).contains("containers[app].volumeMounts"), "{}", denied(&sockets));
+}
+
+#[test]
+fn a_pod_for_another_system_is_refused() {
+    for (path, value, field) in [
+        ("nodeSelector", json!({"kubernetes.io/os": "windows"}), "spec.nodeSelector"),
+        ("os", json!({"name": "windows"}), "spec.os"),
+    ] {
+        let mut pod = enabled(&[]);
+        pod["spec"][path] = value;
+        assert!(denied(&pod).contains(field));
+    }
+    let mut pod = enabled(&[]);
+    pod["spec"]["nodeSelector"] = json!({"kubernetes.io/os": "linux"});
+    injected(&pod, &Config::default());
+}
+
+#[test]
+fn what_the_api_server_or_the_daemon_would_refuse_is_refused_where_the_author_sees_it() {
+    for (key, value) in [
+        ("app-id", "orders-"),
+        ("sidecar-cpu-request", "2"),
+        ("sidecar-memory-request", "1Gi"),
+        ("block-shutdown-duration", "soon"),
+        ("actors-disseminate-timeout", "0s"),
+        ("app-binding-options-timeout", "3"),
+        ("disable-init-endpoints", "config,all"),
+        ("max-body-size", "0"),
+        ("read-buffer-size", "100m"),
+        ("http-max-request-size", "0"),
+        ("app-health-probe-timeout", "5001"),
+        ("env-from-secret", "A=Sec_ret"),
+        ("env-from-secret", "A=secret:k!"),
+        ("api-token-secret", "-a"),
+        ("sidecar-svc-annotations", "team"),
+        ("sidecar-svc-annotations", "-team=a"),
+    ] {
+        let key = format!("dapr.io/{key}");
+        let more = [
+            (key.as_str(), value),
+            ("dapr.io/sidecar-cpu-limit", "1500m"),
+            ("dapr.io/sidecar-memory-limit", "1000Mi"),
+            ("dapr.io/enable-app-health-check", "true"),
+        ];
+        let said = denied(&enabled(&more));
+        assert!(said.contains(&key) && !said.contains("; "), "{key}: {said}");
+    }
+}
+
+#[test]
+fn what_dapr_takes_for_nothing_is_nothing() {
+    let mut config = Config::default();
+    config.addresses.placement = "placement:50005".to_owned();
+    config.addresses.scheduler = "scheduler:50006".to_owned();
+    let done = injected(&enabled(&[]), &config);
+    assert_eq!(flag(sidecar(&done), "placement-host-address"), Some("placement:50005"));
+    let none = [
+        ("dapr.io/placement-host-address", " "),
+        ("dapr.io/scheduler-host-address", "empty"),
+        ("dapr.io/app-port", "0"),
+        ("dapr.io/max-body-size", "-1"),
+        ("dapr.io/enable-app-health-check", "true"),
+        ("dapr.io/app-health-threshold", "0"),
+        ("dapr.io/log-level", "warning"),
+    ];
+    let done = injected(&enabled(&none), &config);
+    let sidecar = sidecar(&done);
+    for name in ["placement-host-address", "scheduler-host-address", "app-port", "max-body-size"] {
+        assert_eq!(flag(sidecar, name), None, "{name}");
+    }
+    assert_eq!((flag(sidecar, "app-health-threshold"), flag(sidecar, "log-level")), (Some("3"), Some("warning")));
+}
+
+#[test]
+fn a_key_that_nobody_knows_is_told() {
+    let pod = enabled(&[("dapr.io/app-prot", "80"), ("mecha.dev/enable", "true"), ("example.com/app-prot", "1")]);
+    let warnings = inject(&pod, "shop", &Config::default()).unwrap().warnings;
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].contains("dapr.io/app-prot ") && warnings[1].contains("mecha.dev/enable "), "{warnings:?}");
+}
+
+#[test]
+fn a_variable_comes_once_and_the_authors_wins() {
+    let done = injected(&enabled(&[("dapr.io/env", "NAMESPACE=other,A=1")]), &Config::default());
+    let env = sidecar(&done)["env"].as_array().unwrap();
+    let named: Vec<&Value> = env.iter().filter(|variable| variable["name"] == "NAMESPACE").collect();
+    assert_eq!(named, [&json!({"name": "NAMESPACE", "value": "other"})]);
+}
+
+#[test]
+fn a_pod_that_ends_by_itself_and_has_an_ordinary_sidecar_is_told_how() {
+    let warnings = |pod: &Value, minor| {
+        let config = Config { kubernetes_minor: minor, ..Config::default() };
+        inject(pod, "shop", &config).unwrap().warnings
+    };
+    let mut pod = enabled(&[]);
+    assert!(warnings(&pod, 28).is_empty());
+    for policy in ["Never", "OnFailure"] {
+        pod["spec"]["restartPolicy"] = json!(policy);
+        assert!(warnings(&pod, 28)[0].contains("/v1.0/shutdown") && warnings(&pod, 29).is_empty());
+    }
+    pod["spec"]["restartPolicy"] = json!("Always");
+    assert!(warnings(&pod, 28).is_empty());
+}
+
+#[test]
 fn what_is_no_pod_gets_no_patch_that_does_not_fit() {
     let asks = json!({"annotations": {"dapr.io/enabled": "true"}});
     for (spec, field) in [
@@ -313,6 +448,8 @@ fn pluggable_components_share_a_folder_with_the_sidecar_alone() {
     assert_eq!(variable(store, "DAPR_COMPONENT_SOCKETS_FOLDER")["value"], "/tmp/dapr-components-sockets");
     assert_eq!(variable(store, "DAPR_HTTP_PORT"), &Value::Null);
     assert_eq!(done["spec"]["containers"][0]["volumeMounts"], Value::Null);
+    let absent = inject(&enabled(&[("dapr.io/pluggable-components", "store")]), "shop", &Config::default()).unwrap();
+    assert!(absent.warnings[0].contains("'store'"), "{:?}", absent.warnings);
 }
 
 #[test]

@@ -96,12 +96,29 @@ pub fn answer(body: &[u8], config: &Config) -> Result<Answer, Unreadable> {
         ([group, "v1", kind], "CREATE" | "UPDATE") => {
             let path = TEMPLATES.iter().find(|(g, k, _)| (*g, *k) == (group, kind)).map(|(_, _, path)| *path);
             let Some(template) = path.and_then(|path| object.pointer(path)) else { return Ok(said.misdirected()) };
-            match inject(&first_pod(template, name), namespace, config) {
-                Ok(injection) => said.checked(injection),
+            // Pods of a CronJob belong to Jobs, whose names are its own and the minute.
+            let named = if kind == "CronJob" { format!("{name}-00000000") } else { name.to_owned() };
+            match inject(&first_pod(template, &named), namespace, config) {
+                Ok(mut injection) => {
+                    if kind == "CronJob" && injection.opted_in && !names_its_app(template) {
+                        injection.warnings.push(
+                            "without dapr.io/app-id each run has another app id, the name of its Job.".to_owned(),
+                        );
+                    }
+                    said.checked(injection)
+                }
                 Err(denied) => said.denied(&denied),
             }
         }
         _ => said.misdirected(),
+    })
+}
+
+/// Whether the author of a template says the app id.
+fn names_its_app(template: &Value) -> bool {
+    ["mecha.dev~1app-id", "dapr.io~1app-id"].iter().any(|key| {
+        let id = template.pointer(&format!("/metadata/annotations/{key}")).and_then(Value::as_str);
+        id.is_some_and(|id| !id.trim().is_empty())
     })
 }
 
@@ -278,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_workload_is_refused_for_what_its_pods_would_be_and_never_changed() {
-        let mut good = pod(json!({"dapr.io/enabled": "true", "dapr.io/app-port": "80"}));
+        let mut good = pod(json!({"dapr.io/enabled": "true", "dapr.io/app-id": "a", "dapr.io/app-port": "80"}));
         good["metadata"].as_object_mut().unwrap().remove("name");
         let bad = pod(json!({"dapr.io/enabled": "true", "dapr.io/app-port": "http"}));
         for (group, kind, path) in TEMPLATES {
@@ -304,6 +321,21 @@ mod tests {
                 );
             }
         }
+        let cron = |name: &str, annotations: Value| {
+            let template = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "app"}]}});
+            let mut review = workload("batch", "CronJob", json!({"jobTemplate": {"spec": {"template": template}}}));
+            review["request"]["object"]["metadata"]["name"] = json!(name);
+            answered(&review)
+        };
+        let enabled = json!({"dapr.io/enabled": "true"});
+        let (body, verdict) = cron("nightly", enabled.clone());
+        let warning = body["response"]["warnings"][0].as_str().unwrap();
+        assert!(verdict == Verdict::Checked && warning.contains("dapr.io/app-id"), "{warning}");
+        assert_eq!(cron(&"n".repeat(50), enabled).1, Verdict::Denied, "the names of its Jobs are longer");
+        let named = json!({"dapr.io/enabled": "true", "dapr.io/app-id": "nightly"});
+        let (body, verdict) = cron(&"n".repeat(50), named);
+        assert_eq!((verdict, &body["response"]["warnings"]), (Verdict::Checked, &Value::Null));
+
         let replica_set = workload("apps", "ReplicaSet", json!({"template": good}));
         assert_eq!(answered(&replica_set).1, Verdict::Misdirected);
     }

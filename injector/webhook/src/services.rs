@@ -157,6 +157,10 @@ impl Services {
             match self.write(app, namespace, name, service).await {
                 Ok(None) => kept += 1,
                 Ok(Some(note)) => notes.push((app, "ServiceTaken", note)),
+                // It is for the owner of the workload to change.
+                Err(error) if error.kind == FailureKind::Invalid => {
+                    notes.push((app, "ServiceRefused", format!("The API server refuses its Service: {error}")));
+                }
                 Err(error) => {
                     tracing::warn!(namespace, service = name, %error, "a Service cannot be written; it is tried again");
                 }

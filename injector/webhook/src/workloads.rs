@@ -1,6 +1,7 @@
 //! Workloads whose pods ask for a sidecar, and the Service that each of them gets.
 
 use std::borrow::Cow;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::marker::PhantomData;
 
 use k8s_openapi::NamespaceResourceScope;
@@ -16,6 +17,8 @@ const SUFFIX: &str = "-dapr";
 pub(crate) const SERVICE_LABEL: (&str, &str) = ("dapr.io/enabled", "true");
 /// Label of those that this role made.
 pub(crate) const MANAGED_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "mecha");
+/// Annotation with a digest of what was written, so that what is wanted no more is seen as well.
+const WRITTEN: &str = "mecha.dev/written";
 
 /// A Deployment or a StatefulSet: who it is, and the template of its pods if they ask for a sidecar.
 #[derive(Clone, Debug, Deserialize)]
@@ -115,12 +118,12 @@ impl App {
         // As a pod of this workload would be, for the app id that falls back to its name.
         pod["metadata"]["ownerReferences"] = json!([{"kind": self.kind, "name": self.name, "controller": true}]);
         Some(match inject(&pod, &self.namespace, config) {
-            Ok(injection) => Ok(self.document(&injection.pod, &template.selector)),
+            Ok(injection) => Ok(self.document(&injection.pod, &template.selector, &injection.service_annotations)),
             Err(denied) => Err(denied.to_string()),
         })
     }
 
-    fn document(&self, pod: &Value, selector: &Value) -> Value {
+    fn document(&self, pod: &Value, selector: &Value, more: &[(String, String)]) -> Value {
         let label = |key: &str| pod["metadata"]["labels"][key].as_str().unwrap_or_default();
         let app_id = label(LABEL_APP_ID);
         let lists = [&pod["spec"]["initContainers"], &pod["spec"]["containers"]];
@@ -135,14 +138,18 @@ impl App {
         let (grpc, internal) = (port("dapr-grpc", 50_001), port("dapr-internal", 50_002));
         let metrics = port("dapr-metrics", 9090);
         let entry = |name: &str, port: u64, target: u64| json!({"name": name, "protocol": "TCP", "port": port, "targetPort": target});
-        let mut annotations = json!({"dapr.io/app-id": app_id});
+        let mut annotations = json!({});
         if label(LABEL_METRICS) == "true" {
             annotations["prometheus.io/probe"] = json!("true");
             annotations["prometheus.io/scrape"] = json!("true");
             annotations["prometheus.io/port"] = json!(metrics.to_string());
             annotations["prometheus.io/path"] = json!("/");
         }
-        json!({
+        for (key, value) in more {
+            annotations[key] = json!(value);
+        }
+        annotations["dapr.io/app-id"] = json!(app_id);
+        let mut service = json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {
@@ -166,7 +173,11 @@ impl App {
                     entry("dapr-metrics", metrics, metrics),
                 ],
             },
-        })
+        });
+        let mut hasher = DefaultHasher::new();
+        hasher.write(service.to_string().as_bytes());
+        service["metadata"]["annotations"][WRITTEN] = json!(format!("{:016x}", hasher.finish()));
+        service
     }
 }
 
@@ -191,8 +202,9 @@ mod tests {
     #[test]
     fn the_service_says_what_daprs_operator_says() {
         let annotations = json!({"dapr.io/enabled": "true", "dapr.io/app-id": "cart", "dapr.io/metrics-port": "9100"});
-        let service = app(annotations).service(&Config::default()).unwrap().unwrap();
+        let mut service = app(annotations).service(&Config::default()).unwrap().unwrap();
         assert_eq!(service["metadata"]["name"], "cart-dapr");
+        service["metadata"]["annotations"].as_object_mut().unwrap().remove(WRITTEN);
         assert_eq!(
             service["metadata"]["annotations"],
             json!({
@@ -225,11 +237,23 @@ mod tests {
     fn it_follows_the_sidecar_that_the_pods_get() {
         let annotations =
             json!({"mecha.dev/enabled": "yes", "dapr.io/http-port": "3600", "dapr.io/enable-metrics": "false"});
-        let service = app(annotations).service(&Config::default()).unwrap().unwrap();
+        let mut service = app(annotations).service(&Config::default()).unwrap().unwrap();
         assert_eq!(service["metadata"]["name"], "orders-dapr", "the app id falls back to the workload");
+        let written = service["metadata"]["annotations"].as_object_mut().unwrap().remove(WRITTEN);
+        let with_metrics = app(json!({"mecha.dev/enabled": "yes", "dapr.io/http-port": "3600"}));
+        let with_metrics = with_metrics.service(&Config::default()).unwrap().unwrap();
+        assert_ne!(Some(&with_metrics["metadata"]["annotations"][WRITTEN]), written.as_ref());
         assert_eq!(service["metadata"]["annotations"], json!({"dapr.io/app-id": "orders"}));
         assert_eq!(service["spec"]["ports"][0]["targetPort"], 3600);
         assert!(app(json!({})).service(&Config::default()).is_none());
+        let own = "example.com/team=a, prometheus.io/scrape=false,dapr.io/app-id=other";
+        let asked = json!({"dapr.io/enabled": "true", "dapr.io/sidecar-svc-annotations": own});
+        let service = app(asked).service(&Config::default()).unwrap().unwrap();
+        let annotations = &service["metadata"]["annotations"];
+        for (key, value) in [("example.com/team", "a"), ("prometheus.io/scrape", "false"), ("dapr.io/app-id", "orders")]
+        {
+            assert_eq!(annotations[key], value, "{annotations}");
+        }
         let wrong = json!({"dapr.io/enabled": "true", "dapr.io/app-port": "http"});
         assert!(app(wrong).service(&Config::default()).unwrap().unwrap_err().contains("dapr.io/app-port"));
     }

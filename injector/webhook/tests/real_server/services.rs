@@ -52,9 +52,19 @@ async fn every_app_has_a_service_that_follows_its_annotations_and_goes_when_it_o
             .then_some(())
     })
     .await;
+    orders(json!({"dapr.io/enabled": "true", "dapr.io/app-id": "cart",
+        "dapr.io/sidecar-svc-annotations": "example.com/team=a, example.com/tier=b"}));
+    let says = async |key: &str| {
+        let said = service(&cluster, "cart-dapr")?["metadata"]["annotations"][key].clone();
+        said.as_str().map(str::to_owned)
+    };
+    eventually("the author's annotations", async || (says("example.com/tier").await? == "b").then_some(())).await;
+    assert_eq!(says("prometheus.io/port").await.as_deref(), Some("9090"));
+    // What is wanted no more goes, also where nothing else has changed.
     orders(json!({"dapr.io/enabled": "true", "dapr.io/app-id": "cart", "dapr.io/enable-metrics": "false"}));
-    eventually("metrics are off", async || {
-        service(&cluster, "cart-dapr")?["metadata"]["annotations"]["prometheus.io/port"].is_null().then_some(())
+    eventually("metrics are off, and no team", async || {
+        let there = [says("prometheus.io/port").await, says("example.com/team").await];
+        (there == [None, None]).then_some(())
     })
     .await;
 
@@ -67,6 +77,15 @@ async fn every_app_has_a_service_that_follows_its_annotations_and_goes_when_it_o
     cluster.server.apply(&workload("Deployment", "taken", &json!({"dapr.io/enabled": "true"})).to_string()).unwrap();
     assert!(cluster.event("default", "ServiceTaken").await.contains("taken-dapr"));
     assert_eq!(service(&cluster, "taken-dapr").unwrap()["spec"]["ports"][0]["port"], 7);
+
+    // So it is where the API server takes no Service of that name.
+    let digit = json!({"dapr.io/enabled": "true", "dapr.io/app-id": "1st", "dapr.io/sidecar-svc-annotations": "a/b=c"});
+    cluster.server.apply(&workload("Deployment", "digit", &digit).to_string()).unwrap();
+    eventually("a Service, or why there is none", async || {
+        let told = cluster.server.kubectl(&["-n", "default", "get", "events", "-o", "jsonpath={.items[*].reason}"]);
+        (service(&cluster, "1st-dapr").is_some() || told.contains("ServiceRefused")).then_some(())
+    })
+    .await;
 
     // A mistake in an annotation that came in while nobody looked is told on the Deployment; the Service stays.
     cluster.front.freeze(true);
