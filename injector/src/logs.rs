@@ -11,7 +11,7 @@ use crate::cli::Common;
 pub(crate) fn start(common: &Common) {
     let level = common.log_level.as_str();
     let filter = EnvFilter::new(format!(
-        "{level},hyper=warn,hyper_util=warn,h2=warn,rustls=warn,tower=warn,kube=warn,kube_client=off,kube_runtime=warn,tonic=warn"
+        "{level},hyper=warn,hyper_util=warn,h2=warn,rustls=warn,tower=warn,kube=warn,kube_client=off,kube_runtime=off,tonic=warn"
     ));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second start in one process (in tests) keeps the first.

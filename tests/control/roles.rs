@@ -34,6 +34,8 @@ pub(crate) struct ControlPart {
     road: Option<u16>,
     /// What is in the environment of a role's process.
     variables: BTreeMap<&'static str, Vec<(String, String)>>,
+    /// Further words of a role's command line.
+    words: BTreeMap<&'static str, Vec<String>>,
     folder: TempDir,
 }
 
@@ -68,11 +70,37 @@ impl ControlPart {
     /// No role runs yet.
     pub(crate) fn none(road: Option<u16>) -> Self {
         let places = Places { delivery: free_port(), issuer: free_port(), webhook: free_port() };
-        Self { roles: BTreeMap::new(), places, road, variables: BTreeMap::new(), folder: TempDir::new().unwrap() }
+        Self {
+            roles: BTreeMap::new(),
+            places,
+            road,
+            variables: BTreeMap::new(),
+            words: BTreeMap::new(),
+            folder: TempDir::new().unwrap(),
+        }
+    }
+
+    /// Puts these behind the command line of a role's next processes.
+    pub(crate) fn words(&mut self, role: &'static str, words: Vec<String>) {
+        self.words.insert(role, words);
     }
 
     /// Puts the roles' addresses on this machine into what is installed.
     pub(crate) fn lead_here(&self, server: &Kubernetes) {
+        self.lead_sidecars_here(server);
+        let url = format!("https://127.0.0.1:{}/mutate", self.places.webhook);
+        let client = json!([
+            {"op": "remove", "path": "/webhooks/0/clientConfig/service"},
+            {"op": "add", "path": "/webhooks/0/clientConfig/url", "value": url},
+            {"op": "remove", "path": "/webhooks/1/clientConfig/service"},
+            {"op": "add", "path": "/webhooks/1/clientConfig/url", "value": url},
+        ]);
+        let registration = ["patch", "mutatingwebhookconfiguration", "mecha-injector", "--type=json", "-p"];
+        server.kubectl(&[&registration[..], &[&client.to_string()]].concat());
+    }
+
+    /// The same for sidecars only, which is all that there is without webhooks.
+    pub(crate) fn lead_sidecars_here(&self, server: &Kubernetes) {
         let places = self.places;
         let config = server.kubectl(&["-n", NAMESPACE, "get", "configmap", "mecha-injector", "-o", "json"]);
         let config: Value = serde_json::from_str(&config).unwrap();
@@ -82,15 +110,6 @@ impl ControlPart {
             format!("{text}addresses: {{operator: '{}', sentry: '{}'}}\n", here(places.delivery), here(places.issuer));
         let patch = json!({"data": {"config.yaml": text}}).to_string();
         server.kubectl(&["-n", NAMESPACE, "patch", "configmap", "mecha-injector", "--type=merge", "-p", &patch]);
-        let url = format!("https://{}/mutate", here(places.webhook));
-        let client = json!([
-            {"op": "remove", "path": "/webhooks/0/clientConfig/service"},
-            {"op": "add", "path": "/webhooks/0/clientConfig/url", "value": url},
-            {"op": "remove", "path": "/webhooks/1/clientConfig/service"},
-            {"op": "add", "path": "/webhooks/1/clientConfig/url", "value": url},
-        ]);
-        let registration = ["patch", "mutatingwebhookconfiguration", "mecha-injector", "--type=json", "-p"];
-        server.kubectl(&[&registration[..], &[&client.to_string()]].concat());
     }
 
     /// Puts these into the environment of a role's next processes, in place of those before.
@@ -130,6 +149,7 @@ impl ControlPart {
             .args(["--namespace", NAMESPACE, "--instance", &format!("{name}-0")])
             .args(["--ops-address", &here(ops)])
             .args(own)
+            .args(self.words.get(role).into_iter().flatten())
             .env_clear()
             .envs(self.variables.get(role).into_iter().flatten().cloned())
             .stdin(Stdio::null())

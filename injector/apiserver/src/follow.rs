@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::error::{FailureKind, kind_of};
+use crate::patience::Patience;
 use crate::role::Tasks;
 
 /// How long one watch lasts before it is made again where it was. Short, since this is how a lost one is noticed; cheap,
@@ -100,7 +101,7 @@ where
 {
     async fn run(self, api: Api<DynamicObject>, config: watcher::Config, kind: String) {
         let mut pauses = Pauses::new();
-        let mut complained = false;
+        let mut patience = Patience::new();
         loop {
             let mut listing: Option<BTreeMap<Key, Arc<K>>> = None;
             let mut events = watcher::watcher(api.clone(), config.clone()).boxed();
@@ -110,12 +111,15 @@ where
                     Err(error) => {
                         listing = None;
                         let pause = pauses.pause();
-                        complained &= pauses.in_a_row > 1;
-                        if let ControlFlow::Continue(()) = self.note(&error, &kind, pauses.in_a_row)
-                            && !complained
-                        {
-                            tracing::warn!(kind, %error, "the watch is broken and will be made again; what is known stays in use");
-                            complained = true;
+                        if pauses.in_a_row == 1 {
+                            patience.over();
+                        }
+                        if let ControlFlow::Continue(()) = self.note(&error, &kind, pauses.in_a_row) {
+                            if patience.is_out(failure_of(&error)) {
+                                tracing::warn!(kind, %error, "the watch is broken and will be made again; what is known stays in use");
+                            } else {
+                                tracing::debug!(kind, %error, "the watch is made again");
+                            }
                         }
                         tokio::time::sleep(pause).await;
                         // A watch that is refused for its place in the history would be asked for at that place again.
@@ -237,6 +241,17 @@ fn key_of(object: &DynamicObject) -> Key {
 
 fn shown((namespace, name): &Key) -> String {
     if namespace.is_empty() { name.clone() } else { format!("{namespace}/{name}") }
+}
+
+/// What kind of answer broke the watch.
+fn failure_of(error: &watcher::Error) -> FailureKind {
+    match error {
+        watcher::Error::InitialListFailed(e) | watcher::Error::WatchStartFailed(e) | watcher::Error::WatchFailed(e) => {
+            kind_of(e)
+        }
+        watcher::Error::WatchError(status) => kind_of(&kube::Error::Api(status.clone())),
+        watcher::Error::NoResourceVersion => FailureKind::Unavailable,
+    }
 }
 
 /// Whether the place in the server's history is gone from which a watch or a list was to go on.

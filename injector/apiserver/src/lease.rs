@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::access::call;
 use crate::error::{Failure, FailureKind};
+use crate::patience::Patience;
 use crate::role::Role;
 
 /// How long a lease holds.
@@ -146,29 +147,42 @@ struct Candidate {
 
 impl Candidate {
     async fn run(mut self, stop: tokio_util::sync::CancellationToken) {
-        let mut complained = false;
+        let mut patience = Patience::new();
         while !stop.is_cancelled() {
             let before = Instant::now();
             // A connection that was lost without a word takes one try with it, and must not take the lease.
             let turn = tokio::time::timeout(self.timing.give_up / 2, self.turn(before)).await;
             let waited = turn.is_err();
             match turn {
-                Ok(Ok(())) => complained = false,
+                Ok(Ok(())) => {
+                    if patience.over() {
+                        tracing::info!(lease = self.lease, "the lease can be read and written again");
+                    }
+                }
                 Ok(Err(e)) if e.kind == FailureKind::Conflict => {}
+                Ok(Err(error)) if error.kind == FailureKind::NotFound => {
+                    if patience.is_out(error.kind) {
+                        tracing::warn!(
+                            lease = self.lease,
+                            namespace = self.api.namespace().unwrap_or_default(),
+                            %error,
+                            "the lease cannot be made, so nobody leads: the API server serves no coordination.k8s.io/v1, \
+                             or has no such namespace; it is tried again"
+                        );
+                    }
+                }
                 Ok(Err(error)) => {
-                    if !complained {
+                    if patience.is_out(error.kind) {
                         tracing::warn!(lease = self.lease, %error, "the lease cannot be read or written; it is tried again");
                     }
-                    complained = true;
                 }
                 Err(_) => {
-                    if !complained {
+                    if patience.is_out(FailureKind::Timeout) {
                         tracing::warn!(
                             lease = self.lease,
                             "the API server does not answer about the lease; it is asked again"
                         );
                     }
-                    complained = true;
                 }
             }
             let lost = self.term.borrow().as_ref().is_some_and(|term| !term.holds());

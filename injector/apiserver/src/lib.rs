@@ -13,6 +13,7 @@ mod events;
 mod follow;
 mod kinds;
 mod lease;
+mod patience;
 mod ready;
 mod role;
 #[cfg(feature = "testing")]
@@ -31,6 +32,7 @@ pub use kinds::{
 pub use kube::runtime::events::EventType;
 pub use lease::{Leadership, Term, Timing};
 pub use mecha_trace as trace;
+pub use patience::Patience;
 pub use ready::{Gate, Readiness};
 pub use role::{Role, Tasks};
 pub use traces::{TRACEPARENT, cause_of};

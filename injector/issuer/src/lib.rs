@@ -30,7 +30,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use mecha_apiserver::trace::Tracer;
-use mecha_apiserver::{Events, Failure, Role, Selection, follow};
+use mecha_apiserver::{Events, Failure, FailureKind, Patience, Role, Selection, follow};
 use mecha_identity::{Bundle, Clients, Live, SpiffeId};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -146,10 +146,11 @@ impl fmt::Debug for Issuer {
 }
 
 impl Issuer {
-    /// Reads or makes the root, then serves, in tasks of `role`. Waits for an API server that is not there yet.
+    /// Reads or makes the root, then serves, in tasks of `role`. Waits for an API server that is not there yet, and for
+    /// the right to ask it.
     ///
     /// # Errors
-    /// The address is taken, a right is missing, or the Secret holds something else.
+    /// The address is taken, or the Secret holds something else.
     pub async fn start(options: Options, role: &Role) -> Result<Self, IssuerError> {
         let gate = role.ready.wait_for("the root of certificates");
         let listener = TcpListener::bind(options.listen).await.map_err(|e| IssuerError::Listen(options.listen, e))?;
@@ -292,12 +293,14 @@ pub async fn run(options: Options, role: Role) -> Result<(), IssuerError> {
 const PAUSE: Duration = Duration::from_secs(2);
 
 async fn patiently(store: &Store) -> Result<generations::Generations, IssuerError> {
+    let mut patience = Patience::new();
     loop {
         match store.load_or_begin().await {
-            Err(IssuerError::Api(failure))
-                if failure.passes() || failure.kind == mecha_apiserver::FailureKind::Conflict =>
-            {
-                tracing::warn!(error = %failure, "the root cannot be read yet; it is tried again");
+            // A server that starts knows neither accounts nor their rights before it has read them.
+            Err(IssuerError::Api(failure)) if failure.kind != FailureKind::Invalid => {
+                if patience.is_out(failure.kind) {
+                    tracing::warn!(error = %failure, "the root cannot be read yet; it is tried again");
+                }
                 tokio::time::sleep(PAUSE).await;
             }
             other => return other,

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use mecha_apiserver::{Events, Leadership, Role};
+use mecha_apiserver::{Events, Leadership, Patience, Role};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -124,10 +124,14 @@ async fn first_version(options: &Options, role: &Role) -> Option<u32> {
         return Some(minor);
     }
     let ask = async {
+        let mut patience = Patience::new();
         loop {
             match minor_version(&role.client).await {
                 Ok(minor) => return minor,
-                Err(error) => tracing::warn!(%error, "the API server does not tell its version; it is asked again"),
+                Err(error) if patience.is_out(error.kind) => {
+                    tracing::warn!(%error, "the API server does not tell its version; it is asked again");
+                }
+                Err(_) => {}
             }
             tokio::time::sleep(VERSION_PAUSE).await;
         }

@@ -3,7 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, PostParams};
-use mecha_apiserver::{Failure, FailureKind, Followed, Role, Selection, call, follow};
+use mecha_apiserver::{Failure, FailureKind, Followed, Patience, Role, Selection, call, follow};
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -45,6 +45,8 @@ struct Shared {
     minor: Arc<AtomicU32>,
     /// The roots of this replica that API servers have to know.
     roots: watch::Sender<Vec<CertificateDer<'static>>>,
+    /// It was said that there is no registration to fill in.
+    said_missing: AtomicBool,
     metrics: Metrics,
 }
 
@@ -62,6 +64,7 @@ impl Registrar {
             plan: Plan::new(options, &role.namespace),
             minor,
             roots: watch::Sender::new(Vec::new()),
+            said_missing: AtomicBool::new(false),
             metrics,
         };
         Self { shared: Arc::new(shared) }
@@ -82,15 +85,32 @@ impl Registrar {
         }
     }
 
+    /// Returns when the API server is found to know no webhooks.
+    pub(crate) async fn unknown(&self) {
+        let mut changes = self.shared.followed.changes();
+        while !self.shared.followed.is_absent() {
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// Keeps the registration right until it is dropped.
     pub(crate) async fn run(self) {
         let shared = &self.shared;
         let (mut changes, mut roots) = (shared.followed.changes(), shared.roots.subscribe());
         let mut pause = FIRST_PAUSE;
+        let mut patience = Patience::new();
         shared.followed.listed().await;
         loop {
+            // Nothing can be registered where there is nothing to register with; the watch tells when there is.
+            if shared.followed.is_absent() {
+                let _ = changes.changed().await;
+                continue;
+            }
             match shared.reconcile().await {
                 Ok(wrote) => {
+                    patience.over();
                     pause = FIRST_PAUSE;
                     if wrote {
                         tokio::time::sleep(BETWEEN_WRITES).await;
@@ -98,7 +118,7 @@ impl Registrar {
                 }
                 Err(failure) => {
                     // Another replica was faster: that is how they take turns.
-                    if failure.kind != FailureKind::Conflict {
+                    if failure.kind != FailureKind::Conflict && patience.is_out(failure.kind) {
                         tracing::warn!(
                             registration = shared.name,
                             error = %failure,
@@ -169,9 +189,15 @@ impl Shared {
         let stored = call(self.api.get_opt(&self.name)).await?;
         let value = stored.as_ref().and_then(|stored| serde_json::to_value(stored).ok());
         let Some(webhooks) = self.wanted(value.as_ref()) else {
-            tracing::warn!(registration = self.name, "there is no MutatingWebhookConfiguration of this name yet");
+            if !self.said_missing.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    registration = self.name,
+                    "there is no MutatingWebhookConfiguration of this name, so no pod gets a sidecar; install the chart's"
+                );
+            }
             return Ok(false);
         };
+        self.said_missing.store(false, Ordering::Relaxed);
         match stored {
             Some(_) if covers(value.as_ref().and_then(|value| value.get("webhooks")), &webhooks) => return Ok(false),
             Some(mut stored) => {

@@ -49,6 +49,8 @@ struct Memory {
     /// By UID: since when, and not before when it is tried.
     bare: BTreeMap<String, (Instant, Instant)>,
     limits: Limits,
+    /// It was said that nothing is evicted while pods are not injected.
+    waiting: bool,
 }
 
 /// Holds evictions back.
@@ -161,10 +163,13 @@ impl Repair {
         }
         // A new pod that would be refused, or be bare again, helps nobody.
         if let Err(error) = self.canary.check().await {
-            tracing::warn!(%error, bare = due.len(), "no pod is evicted while pods are not injected");
+            if !std::mem::replace(&mut memory.waiting, true) {
+                tracing::warn!(%error, bare = due.len(), "no pod is evicted while pods are not injected");
+            }
             self.put_off(memory, &due, now);
             return;
         }
+        memory.waiting = false;
         for pod in due {
             if !term.holds() {
                 return;

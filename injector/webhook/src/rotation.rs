@@ -76,14 +76,26 @@ impl Rotation {
     /// Runs until it is dropped; opens `gate` when API servers trust the first certificate.
     pub(crate) async fn run(mut self, gate: Gate) {
         self.registrar.hold(vec![self.current.root.clone()]);
-        self.registrar.held().await;
+        let mut gate = Some(gate);
+        tokio::select! {
+            () = self.registrar.held() => {}
+            () = self.registrar.unknown() => {
+                tracing::warn!(
+                    "the API server serves no admissionregistration.k8s.io/v1, so no pod gets a sidecar by itself; give \
+                     them theirs with `mecha inject`, or switch that API on"
+                );
+                // What else this role does it can do.
+                gate.take().into_iter().for_each(Gate::open);
+                self.registrar.held().await;
+            }
+        }
         tokio::time::sleep(self.options.settle).await;
         if let Err(error) = self.probe().await {
             // Not a reason to stay unready: a webhook that nobody may reach mends nothing.
             tracing::warn!(%error, "the webhook is registered, and no pod came through it yet");
         }
         self.trusted.send_replace(true);
-        gate.open();
+        gate.into_iter().for_each(Gate::open);
         loop {
             // The clock of the wall decides where it and ours differ, as after a suspended machine.
             self.wait(shortened(self.options.renew_after, 10), self.options.lifetime / 4).await;
