@@ -55,6 +55,14 @@ fn the_manifests_are_taken_by_a_real_server_and_keep_to_pod_security_restricted(
         pod["metadata"]["name"] = json!(name);
         pod["metadata"]["namespace"] = json!(NAMESPACE);
         server.apply(&pod.to_string()).unwrap_or_else(|why| panic!("{name}: {why}"));
+        // The loss of a node or a zone leaves a replica where there are two; one node alone takes both.
+        let spread = template["spec"]["topologySpreadConstraints"].as_array().unwrap();
+        let over: Vec<&Value> = spread.iter().map(|one| &one["topologyKey"]).collect();
+        assert_eq!(over, ["kubernetes.io/hostname", "topology.kubernetes.io/zone"], "{name}");
+        for one in spread {
+            assert_eq!((&one["maxSkew"], &one["whenUnsatisfiable"]), (&json!(1), &json!("ScheduleAnyway")), "{name}");
+            assert_eq!(one["labelSelector"], deployment["spec"]["selector"], "{name} is spread over its own pods");
+        }
         let container = &template["spec"]["containers"][0];
         for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
             assert!(container[probe]["httpGet"].is_object(), "{name} has no {probe}");

@@ -155,3 +155,19 @@ impl Options {
         ["kube-system", own].into_iter().chain(self.skipped_namespaces.iter().map(String::as_str))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registrar::shortened;
+
+    #[test]
+    fn the_way_to_the_webhook_is_tried_each_minute_or_a_little_more_often() {
+        let every = Options::default().canary.every;
+        assert_eq!(every, Duration::from_secs(60));
+        for _ in 0..100 {
+            let pause = shortened(every, 10);
+            assert!(pause <= every && pause >= Duration::from_secs(54), "{pause:?}");
+        }
+    }
+}
