@@ -2,7 +2,8 @@
 
 use super::write::Wanted;
 use crate::error::{CliError, Result};
-use mecha_resources::kinds::{API_VERSION, Documents};
+use mecha_resources::Located;
+use mecha_resources::kinds::{API_VERSION, Documents, KindSpec, Object};
 use serde_json::Value;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,8 @@ const MAX_FILES: usize = 1000;
 /// Of our kinds, those that others need come first; everything else comes before them.
 const ORDER: [&str; 6] =
     ["MemberCluster", "EnvironmentClass", "CapabilityBackend", "Environment", "CapabilityClaim", "AppPlacement"];
-/// What namespaced documents of ours are in when they do not say.
-const DEFAULT_NAMESPACE: &str = "default";
+/// Of our kinds, those that lie in a namespace.
+const NAMESPACED: [&str; 3] = ["Environment", "CapabilityClaim", "AppPlacement"];
 
 /// The documents of files.
 #[derive(Debug, Default)]
@@ -24,6 +25,33 @@ pub(crate) struct Files {
     pub(crate) documents: Documents,
     /// All of them as they are written, in the order in which they are put.
     pub(crate) wanted: Vec<Wanted>,
+}
+
+impl Files {
+    /// Puts the documents of our kinds that name no namespace into this one.
+    pub(crate) fn place(&mut self, namespace: &str) {
+        let nowhere = |wanted: &&mut Wanted| {
+            wanted.namespace.is_empty()
+                && wanted.api_version == API_VERSION
+                && NAMESPACED.contains(&wanted.kind.as_str())
+        };
+        for wanted in self.wanted.iter_mut().filter(nowhere) {
+            wanted.namespace = namespace.to_owned();
+            place(&mut self.documents.environments, wanted);
+            place(&mut self.documents.claims, wanted);
+            place(&mut self.documents.placements, wanted);
+        }
+    }
+}
+
+/// The reader has put a document that names no namespace into `default`.
+fn place<S: KindSpec>(objects: &mut [Located<Object<S>>], wanted: &Wanted) {
+    let fits = |object: &&mut Located<Object<S>>| {
+        S::KIND == wanted.kind && object.value.name() == wanted.name && object.value.namespace() == "default"
+    };
+    if let Some(object) = objects.iter_mut().find(fits) {
+        object.value.metadata.namespace.clone_from(&wanted.namespace);
+    }
 }
 
 /// Reads files, folders (their *.yaml, *.yml and *.json) and - for standard input. The error lists every mistake.
@@ -107,15 +135,9 @@ fn wanted(mut document: Value, origin: String) -> std::result::Result<Wanted, St
     let field =
         |document: &Value, path: &str| document.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind) = (field(&document, "/apiVersion"), field(&document, "/kind"));
-    let (name, mut namespace) = (field(&document, "/metadata/name"), field(&document, "/metadata/namespace"));
+    let (name, namespace) = (field(&document, "/metadata/name"), field(&document, "/metadata/namespace"));
     if api_version.is_empty() || kind.is_empty() || name.is_empty() {
         return Err(format!("{origin}: a document has apiVersion, kind and metadata.name"));
-    }
-    if api_version == API_VERSION
-        && ["Environment", "CapabilityClaim", "AppPlacement"].contains(&kind.as_str())
-        && namespace.is_empty()
-    {
-        namespace = DEFAULT_NAMESPACE.to_owned();
     }
     // What the control part answers is not for files to say.
     if let Some(members) = document.as_object_mut() {
@@ -141,12 +163,14 @@ mod tests {
 
     #[test]
     fn what_others_need_comes_first_and_nothing_is_added() {
-        let files = read_text(
-            "apiVersion: mecha.dev/v1alpha1\nkind: CapabilityClaim\nmetadata: {name: c, namespace: shop}\nspec: {kind: state}\n\
+        let mut files = read_text(
+            "apiVersion: mecha.dev/v1alpha1\nkind: CapabilityClaim\nmetadata: {name: c}\nspec: {kind: state}\n\
              ---\napiVersion: mecha.dev/v1alpha1\nkind: MemberCluster\nmetadata: {name: eu, uid: x}\nspec: {region: eu}\nstatus: {clusterId: x}\n\
              ---\napiVersion: v1\nkind: Secret\nmetadata: {name: s}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n",
         )
         .unwrap();
+        files.place("shop");
+        assert_eq!(files.documents.claims[0].value.key(), "shop/c");
         let order: Vec<_> = files.wanted.iter().map(Wanted::title).collect();
         assert_eq!(order, ["Namespace shop", "Secret s", "MemberCluster eu", "CapabilityClaim shop/c"]);
         let cluster = serde_json::to_string(&files.wanted[2].document["spec"]).unwrap();

@@ -36,6 +36,21 @@ impl ClusterArgs {
     }
 }
 
+/// Where documents lie that name no namespace.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct NamespaceArgs {
+    /// Namespace of what names none [default: that of the kubeconfig's context, or default]
+    #[arg(long, short = 'n', value_name = "NAME")]
+    namespace: Option<String>,
+}
+
+impl NamespaceArgs {
+    /// The namespace, as kubectl takes it.
+    pub(crate) fn of(&self, client: &Client) -> String {
+        self.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned())
+    }
+}
+
 /// A request that failed, with what to do next. `what` was to be done.
 pub(crate) fn failed(what: &str, failure: &Failure) -> CliError {
     let (code, hint) = match failure.kind {

@@ -158,10 +158,15 @@ impl View {
 
     /// Decides as the hub does, with what is bound and what was agreed to. Nothing is written.
     pub(crate) fn evaluate(&self, world: &World, empty_ok: bool, now_ms: u64) -> Evaluation {
-        let memory = self.memory(world);
-        let mut consent = self.consent(world, &memory);
-        consent.empty_ok = empty_ok;
+        let (memory, consent) = self.before(world, empty_ok);
         world.evaluate(&memory, &consent, now_ms)
+    }
+
+    /// What is bound, and what was agreed to.
+    pub(crate) fn before(&self, world: &World, empty_ok: bool) -> (Memory, Consent) {
+        let memory = self.memory(world);
+        let consent = Consent { empty_ok, ..self.consent(world, &memory) };
+        (memory, consent)
     }
 
     /// What is bound: bindings say so, and statuses where there is no binding.

@@ -72,12 +72,14 @@ pub(crate) struct How {
 /// Puts documents, with what was learnt about their kinds.
 pub(crate) struct Writer {
     client: Client,
+    /// Of documents that name none.
+    namespace: String,
     kinds: BTreeMap<(String, String), (ApiResource, bool)>,
 }
 
 impl Writer {
-    pub(crate) fn new(client: Client) -> Self {
-        Self { client, kinds: BTreeMap::new() }
+    pub(crate) fn new(client: Client, namespace: String) -> Self {
+        Self { client, namespace, kinds: BTreeMap::new() }
     }
 
     async fn kind(&mut self, wanted: &Wanted) -> Result<(ApiResource, bool)> {
@@ -118,7 +120,7 @@ impl Writer {
 
     async fn api(&mut self, wanted: &Wanted) -> Result<Api<DynamicObject>> {
         let (resource, namespaced) = self.kind(wanted).await?;
-        let namespace = if wanted.namespace.is_empty() { "default" } else { &wanted.namespace };
+        let namespace = if wanted.namespace.is_empty() { &self.namespace } else { &wanted.namespace };
         Ok(match namespaced {
             true => Api::namespaced_with(self.client.clone(), namespace, &resource),
             false => Api::all_with(self.client.clone(), &resource),

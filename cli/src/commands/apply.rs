@@ -1,7 +1,7 @@
 //! `mecha apply`: puts documents into a cluster.
 
 use crate::cluster::write::{Change, How, Writer};
-use crate::cluster::{ClusterArgs, files};
+use crate::cluster::{ClusterArgs, NamespaceArgs, files};
 use crate::error::{CHANGES, OK, Result};
 use crate::output::{self, Format};
 use clap::{Args, ValueHint};
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 #[command(after_help = "Examples:\n  \
     mecha apply platform\n  \
     mecha apply class.yaml --context production --dry-run\n  \
+    mecha apply claim.yaml -n team-a-dev-jp7j4\n  \
     mecha plan class.yaml; mecha apply class.yaml && mecha wait class.yaml\n\n\
     Exit status: 0 done, 3 with --dry-run when something would change.")]
 pub(crate) struct ApplyArgs {
@@ -36,6 +37,8 @@ pub(crate) struct ApplyArgs {
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
+    namespace: NamespaceArgs,
+    #[command(flatten)]
     cluster: ClusterArgs,
 }
 
@@ -49,8 +52,11 @@ struct Done {
 }
 
 pub(crate) async fn run(args: &ApplyArgs) -> Result<u8> {
-    let files = files::read(&args.files)?;
-    let mut writer = Writer::new(args.cluster.client().await?);
+    let mut files = files::read(&args.files)?;
+    let client = args.cluster.client().await?;
+    let namespace = args.namespace.of(&client);
+    files.place(&namespace);
+    let mut writer = Writer::new(client, namespace);
     let how = How { dry_run: args.dry_run, force: args.force_conflicts, until: Instant::now() + args.timeout };
     let mut done = Vec::with_capacity(files.wanted.len());
     let mut outcome = Ok(());

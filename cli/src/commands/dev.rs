@@ -1,5 +1,6 @@
 //! `mecha dev`: decides by the kinds of a folder, feeds the sidecars of this machine, and follows edits.
 
+use super::plan::now_ms;
 use crate::error::{CliError, OK, Result};
 use crate::home::Home;
 use crate::kinds::deliver::Folder;
@@ -7,7 +8,7 @@ use crate::kinds::{self, show};
 use crate::output;
 use crate::style;
 use clap::{Args, ValueHint};
-use mecha_decide::{Choice, Consent, Evaluation, Memory, Plan, World};
+use mecha_decide::{Choice, Consent, Evaluation, Hysteresis, Memory, Plan, World};
 use mecha_resources::kinds::CapabilityBindingSpec;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -42,8 +43,8 @@ pub(crate) struct DevArgs {
     once: bool,
 }
 
-/// Time between looks at the folder.
-const LOOK: Duration = Duration::from_millis(200);
+/// Time between looks at the folder. An edit counts when two looks find the same: an editor may be half way.
+const LOOK: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(args: &DevArgs) -> Result<u8> {
     let home = Home::locate()?;
@@ -51,8 +52,9 @@ pub(crate) async fn run(args: &DevArgs) -> Result<u8> {
     let wrong = |error: std::io::Error| CliError::new("signals", error);
     let mut interrupt = signal(SignalKind::interrupt()).map_err(wrong)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(wrong)?;
-    let mut feeder = Feeder { home, args, folders: BTreeMap::new(), memory: Memory::default() };
+    let mut feeder = Feeder { home, args, folders: BTreeMap::new(), memory: Memory::default(), due: None };
     let mut seen = fingerprint(&args.dir);
+    let mut last = seen.clone();
     match feeder.turn() {
         Ok(()) if args.once => return Ok(OK),
         Ok(()) => {}
@@ -67,9 +69,10 @@ pub(crate) async fn run(args: &DevArgs) -> Result<u8> {
             _ = terminate.recv() => return Ok(OK),
             _ = look.tick() => {
                 let now = fingerprint(&args.dir);
-                // What is written while we look is looked at again.
-                if now != seen {
-                    seen = now;
+                let edited = now == last && now != seen;
+                last = now;
+                if edited || feeder.due.is_some_and(|due| now_ms() >= due) {
+                    seen.clone_from(&last);
                     if let Err(error) = feeder.turn() {
                         error.report();
                         eprintln!("everything stays as it was");
@@ -97,19 +100,21 @@ struct Feeder<'a> {
     /// By the environment's key.
     folders: BTreeMap<String, Folder>,
     memory: Memory,
+    /// When a better backend will have been better for long enough.
+    due: Option<u64>,
 }
 
 impl Feeder<'_> {
     /// Reads, decides, delivers and remembers.
     fn turn(&mut self) -> Result<()> {
+        self.due = None;
         let documents = kinds::read(&self.args.dir)?;
         let world = kinds::world(&documents);
         self.take_folders(&world)?;
         // The folder is the whole truth here: a claim that is no longer in it was deleted by its owner.
         let gone = self.memory.claims.keys().filter(|key| !world.claims().any(|(claim, _)| claim == key.as_str()));
         self.memory.released = gone.cloned().collect();
-        let now_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let now_ms = u64::try_from(now_ms.as_millis()).unwrap_or(u64::MAX);
+        let now_ms = now_ms();
         let evaluation = self.decide(&world, now_ms);
         let mut lines = Vec::new();
         for (environment, why) in &evaluation.unresolved {
@@ -138,6 +143,9 @@ impl Feeder<'_> {
             ));
         }
         self.memory = evaluation.memory.clone();
+        let hold = Hysteresis::default().hold_ms;
+        let challengers = self.memory.claims.values().filter_map(|bound| bound.challenger.as_ref());
+        self.due = challengers.map(|c| c.since_ms.saturating_add(hold)).filter(|due| *due > now_ms).min();
         for (key, folder) in &self.folders {
             folder.remember(&part_of(&evaluation, key))?;
         }

@@ -1,7 +1,7 @@
 //! `mecha plan`: what documents would change, in a folder or in a cluster, before anything does.
 
 use crate::cluster::view::{Approval, View, approvals};
-use crate::cluster::{ClusterArgs, files};
+use crate::cluster::{ClusterArgs, NamespaceArgs, files};
 use crate::error::{CHANGES, CliError, OK, Result};
 use crate::kinds::{self, show};
 use crate::output::{self, Format};
@@ -39,6 +39,8 @@ pub(crate) struct PlanArgs {
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
+    namespace: NamespaceArgs,
+    #[command(flatten)]
     cluster: ClusterArgs,
 }
 
@@ -74,7 +76,7 @@ fn folder(args: &PlanArgs, dir: &std::path::Path) -> Result<u8> {
 }
 
 async fn cluster(args: &PlanArgs) -> Result<u8> {
-    let files = match args.files.is_empty() {
+    let mut files = match args.files.is_empty() {
         true => None,
         false => Some(files::read(&args.files)?),
     };
@@ -84,7 +86,8 @@ async fn cluster(args: &PlanArgs) -> Result<u8> {
     }
     let client = args.cluster.client().await?;
     let mut view = View::read(&client).await?;
-    if let Some(files) = &files {
+    if let Some(files) = &mut files {
+        files.place(&args.namespace.of(&client));
         view.edit(&files.documents);
     }
     for unreadable in &view.unreadable {

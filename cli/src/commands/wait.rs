@@ -1,14 +1,16 @@
 //! `mecha wait`: until objects of a cluster are as they are to be.
 
 use super::plan::now_ms;
+use crate::cluster::files::Files;
 use crate::cluster::view::{View, approvals};
 use crate::cluster::write::{Wanted, Writer};
-use crate::cluster::{ClusterArgs, files};
+use crate::cluster::{ClusterArgs, NamespaceArgs, files};
 use crate::error::{CliError, OK, Result};
+use crate::kinds::show;
 use crate::output::{self, Format};
 use clap::Args;
 use kube::Client;
-use mecha_decide::Plan;
+use mecha_decide::{Choice, Plan, StayWhy};
 use mecha_resources::kinds::API_VERSION;
 use serde::Serialize;
 use serde_json::Value;
@@ -18,7 +20,8 @@ use std::time::{Duration, Instant};
 /// Wait until objects of a cluster are ready and everything that was decided about them is in force.
 ///
 /// An object is named as KIND/NAME (class, backend, environment, claim, placement, cluster), or by the file it is
-/// written in. A class is ready when nothing of it waits for a person and no claim of it is on the move.
+/// written in. A class is ready when nothing of it waits for a person, no claim of it is on the move, and none is left at
+/// a backend that no longer does.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     mecha wait platform\n  \
@@ -29,9 +32,8 @@ pub(crate) struct WaitArgs {
     /// KIND/NAME, KIND/NAMESPACE/NAME, a file or a folder
     #[arg(value_name = "OBJECT|FILE", required = true)]
     targets: Vec<String>,
-    /// Namespace of objects that are named without one
-    #[arg(long, short = 'n', value_name = "NAME", default_value = "default")]
-    namespace: String,
+    #[command(flatten)]
+    namespace: NamespaceArgs,
     /// How long to wait
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = crate::args::duration)]
     timeout: Duration,
@@ -63,9 +65,12 @@ struct Ready {
 }
 
 pub(crate) async fn run(args: &WaitArgs) -> Result<u8> {
-    let wanted = targets(args)?;
+    let mut files = targets(args)?;
     let client = args.cluster.client().await?;
-    let mut writer = Writer::new(client.clone());
+    let namespace = args.namespace.of(&client);
+    files.place(&namespace);
+    let wanted = files.wanted;
+    let mut writer = Writer::new(client.clone(), namespace);
     let until = Instant::now() + args.timeout;
     loop {
         let outcome = look(&client, &mut writer, &wanted).await;
@@ -95,7 +100,7 @@ pub(crate) async fn run(args: &WaitArgs) -> Result<u8> {
     }
 }
 
-fn targets(args: &WaitArgs) -> Result<Vec<Wanted>> {
+fn targets(args: &WaitArgs) -> Result<Files> {
     let mut wanted = Vec::new();
     let mut paths = Vec::new();
     for target in &args.targets {
@@ -115,9 +120,8 @@ fn targets(args: &WaitArgs) -> Result<Vec<Wanted>> {
         };
         let parts: Vec<&str> = target.split('/').skip(1).collect();
         let (namespace, name) = match (parts.as_slice(), *namespaced) {
-            ([name], true) => (args.namespace.clone(), *name),
+            ([name], _) => (String::new(), *name),
             ([namespace, name], true) => ((*namespace).to_owned(), *name),
-            ([name], false) => (String::new(), *name),
             _ => return Err(CliError::usage("wait", format!("'{target}' names no object"))),
         };
         wanted.push(Wanted {
@@ -129,10 +133,9 @@ fn targets(args: &WaitArgs) -> Result<Vec<Wanted>> {
             origin: "the command line".to_owned(),
         });
     }
-    if !paths.is_empty() {
-        wanted.extend(files::read(&paths)?.wanted);
-    }
-    Ok(wanted)
+    let mut files = if paths.is_empty() { Files::default() } else { files::read(&paths)? };
+    files.wanted.splice(0..0, wanted);
+    Ok(files)
 }
 
 async fn look(client: &Client, writer: &mut Writer, wanted: &[Wanted]) -> Result<Vec<Ready>> {
@@ -208,6 +211,13 @@ fn of_class(view: &View, name: &str, data: &Value, generation: Option<i64>) -> O
     let evaluation = view.evaluate(&world, false, now_ms());
     if let Some(approval) = approvals(&world, &evaluation).into_iter().find(|a| a.class == name) {
         return Some(format!("to agree: mecha swap approve {name} --plan {}", approval.digest));
+    }
+    let stuck = evaluation.claims.iter().find(|outcome| {
+        let choice = outcome.decision.as_ref().map(|decision| &decision.choice);
+        matches!(choice, Some(Choice::Stay { why: StayWhy::NoCandidate, .. })) && of_class(&outcome.claim)
+    });
+    if let Some(outcome) = stuck {
+        return Some(format!("{}; mecha explain claim {} says why", show::headline(outcome), outcome.claim));
     }
     let plan = Plan::of(&evaluation);
     let next =

@@ -11,7 +11,10 @@ pub(crate) fn headline(outcome: &ClaimOutcome) -> String {
         return format!("{claim}: {}", why.unwrap_or_default());
     };
     match &decision.choice {
-        Choice::Bind { to } => format!("{claim}: {to}"),
+        Choice::Bind { to } => match &outcome.problem {
+            Some((_, why)) => format!("{claim}: pending; {why}"),
+            None => format!("{claim}: {to}"),
+        },
         Choice::Stay { at, why } => match why {
             StayWhy::Best => format!("{claim}: stays at {at}"),
             StayWhy::GainTooSmall => format!("{claim}: stays at {at}; a better one is not better by enough"),

@@ -68,6 +68,39 @@ fn a_claim_is_explained_with_the_others_and_their_reasons() {
     let text = place.ok(&["explain", "claim", "events", "--dir", "platform"]);
     assert!(text.contains("selected  in-memory"), "{text}");
     assert!(text.contains("rejected  durable: selector/NotSelected; the class selects engine=memory"), "{text}");
+    let answer = place.ok(&["explain", "claim", "events", "--dir", "platform", "-o", "json"]);
+    let mut why: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!((&why["claim"], &why["choice"]["Bind"]["to"]), (&"team-a-dev/events".into(), &"in-memory".into()));
+    let digest = why["explanation"]["inputDigest"].as_str().unwrap().to_owned();
+    assert!(text.contains(&digest), "{text}");
+
+    // The answer holds what the decision looked at, and is decided again without any of the documents.
+    fs::write(place.work().join("why.json"), &answer).unwrap();
+    let yaml = place.ok(&["explain", "claim", "events", "--dir", "platform", "-o", "yaml"]);
+    fs::write(place.work().join("why.yaml"), yaml).unwrap();
+    fs::rename(place.work().join("platform"), place.work().join("gone")).unwrap();
+    for file in ["why.json", "why.yaml"] {
+        let replayed = place.ok(&["explain", "--replay", file]);
+        assert!(replayed.contains("the same inputs give the same answer (2 backends)"), "{replayed}");
+        assert!(replayed.contains(&digest), "{replayed}");
+    }
+    let mut refused = |edit: &dyn Fn(&mut serde_json::Value), status: i32, said: &str| {
+        edit(&mut why);
+        fs::write(place.work().join("other.json"), why.to_string()).unwrap();
+        let output = place.output(&["explain", "--replay", "other.json"]);
+        assert_eq!(output.status.code(), Some(status), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(said), "{output:?}");
+    };
+    refused(&|why| why["record"]["decision"]["choice"]["Bind"]["to"] = "durable".into(), 1, "give another answer");
+    refused(
+        &|why| why["record"]["inputs"]["backend"]["backends"]["durable"]["labels"]["engine"] = "memory".into(),
+        1,
+        "the inputs were changed",
+    );
+    refused(&|why| why["record"] = 3.into(), 2, "other.json cannot be replayed");
+    assert_eq!(place.output(&["explain", "--replay", "nowhere.json"]).status.code(), Some(2));
+    fs::rename(place.work().join("gone"), place.work().join("platform")).unwrap();
+
     let page = place.ok(&["explain", "ERR_PUBSUB_NOT_FOUND"]);
     assert!(page.contains("## Next step"), "{page}");
     let unknown = place.output(&["explain", "claim", "ordres", "--dir", "platform"]);

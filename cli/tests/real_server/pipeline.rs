@@ -20,7 +20,15 @@ fn a_pipeline_plans_applies_and_waits_and_a_second_run_changes_nothing() {
     cluster.write_claims();
     let bind = cluster.json(&["plan", "claims.yaml"], 3);
     assert_eq!(bind["binds"][0]["to"], "in-memory", "{bind}");
-    cluster.ok(&["apply", "claims.yaml"]);
+    // Another who names no namespace in the file names it beside.
+    let bare = "apiVersion: mecha.dev/v1alpha1\nkind: CapabilityClaim\nmetadata: {name: events}\nspec: {kind: pubsub, scopes: [orders]}\n";
+    let bare_file = cluster.path("home").with_file_name("bare.yml.txt");
+    std::fs::write(&bare_file, bare).unwrap();
+    let (bare, space) = (bare_file.to_str().unwrap(), cluster.connect_to());
+    assert_eq!(cluster.json(&["plan", bare, "-n", &space], 3)["binds"], bind["binds"]);
+    cluster.ok(&["apply", bare, "-n", &space]);
+    let same = cluster.ok(&["apply", "claims.yaml"]);
+    assert_eq!(same, format!("CapabilityClaim {space}/events unchanged\n"));
     Agent::default().report(&cluster.server, || cluster.ok(&["wait", ".", "--timeout", "100s"]));
 
     // Killed after any write, a pipeline is run again.
@@ -36,6 +44,15 @@ fn a_pipeline_plans_applies_and_waits_and_a_second_run_changes_nothing() {
         explained.contains("selected  in-memory") && explained.contains("rejected  durable: selector/NotSelected"),
         "{explained}"
     );
+    // An edit after which nothing would do leaves the claim where it is, and whoever waits for it hears why.
+    let lost = PLATFORM.replacen("{engine: memory}}, swap", "{engine: none}}, swap", 1);
+    cluster.write("platform.yaml", &lost);
+    cluster.ok(&["apply", "platform.yaml"]);
+    let (waited, _) = cluster.ends(&["wait", "class/development", "--timeout", "2s"], 1);
+    assert!(waited.contains("stays at in-memory, which no longer does"), "{waited}");
+    cluster.write("platform.yaml", PLATFORM);
+    cluster.ok(&["apply", "platform.yaml"]);
+    cluster.ok(&["wait", "class/development"]);
     // The hub says the same in the claim's status.
     let decided = cluster.server.kubectl(&[
         "-n",
