@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -26,13 +27,17 @@ use crate::sidecar::{Binary, Setup, Sidecar, get};
 const STOP: Duration = Duration::from_secs(120);
 /// What reads the clock by itself does not run under valgrind, so its code is named here: the broker
 /// that every sidecar of a laptop has.
-const UNSEEN: &str = "_ZN12mecha_broker*";
+const UNSEEN: &str = "_R*Cs*_12mecha_broker*";
 /// Every kind of request is sent for this long.
 const EACH: Duration = Duration::from_secs(2);
 
-/// A pattern of names is dense when so much of what it stands for runs: a generic function has a
-/// copy per type, and a pattern takes them all.
+/// A pattern of names is dense when so much of what it stands for runs: crates of two versions have the same name
+/// without its hash.
 const DENSE: f64 = 0.5;
+/// The beginning of a name stands for all that begin so when this much of them runs.
+const WHOLE: f64 = 0.8;
+/// Lengths of such beginnings.
+const STARTS: [usize; 5] = [40, 56, 80, 112, 160];
 
 /// Functions that are to lie together, with what needs them.
 type Groups = Vec<(&'static str, BTreeSet<String>)>;
@@ -198,38 +203,68 @@ fn symbols(daemon: &Path) -> io::Result<BTreeMap<String, u64>> {
 }
 
 /// Patterns for what was `used`: those that stand for little else, and the others.
+///
+/// The name of a generic function says all its types, in a thousand letters and more. Where all that begins like it
+/// runs, too, the beginning does.
 fn patterns(symbols: &BTreeMap<String, u64>, used: &BTreeSet<String>) -> (Vec<String>, Vec<String>) {
-    let mut bytes: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    for (name, size) in symbols {
-        if let Some(pattern) = pattern(name) {
-            let (ran, all) = bytes.entry(pattern).or_default();
-            *all += size;
-            *ran += if used.contains(name) { *size } else { 0 };
+    let mut names: BTreeMap<String, Bytes> = BTreeMap::new();
+    for (symbol, size) in symbols {
+        if let Some(name) = without_hashes(symbol) {
+            names.entry(name).or_default().add(if used.contains(symbol) { *size } else { 0 }, *size);
         }
     }
-    let wanted = bytes.into_iter().filter(|(_, (ran, _))| *ran > 0);
-    let (dense, sparse): (Vec<_>, Vec<_>) = wanted.partition(|(_, (ran, all))| *ran as f64 >= DENSE * *all as f64);
-    let names = |list: Vec<(String, (u64, u64))>| list.into_iter().map(|(name, _)| name).collect();
+    let mut wanted: BTreeMap<String, Bytes> = BTreeMap::new();
+    for (name, bytes) in names.iter().filter(|(_, bytes)| bytes.ran > 0) {
+        let starts = STARTS.iter().filter_map(|length| name.get(..*length)).chain([name.as_str()]);
+        let mut starts = starts.map(|start| (start, beginning(&names, start)));
+        match starts.find(|(_, bytes)| bytes.share() >= WHOLE) {
+            Some((start, bytes)) => wanted.insert(format!("{start}*"), bytes),
+            None => wanted.insert(name.clone(), *bytes),
+        };
+    }
+    let (dense, sparse): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(_, bytes)| bytes.share() >= DENSE);
+    let names = |list: Vec<(String, Bytes)>| list.into_iter().map(|(name, _)| name).collect();
     (names(dense), names(sparse))
 }
 
-/// A pattern for the section of a function; `None` for what is no symbol of ours.
-fn pattern(name: &str) -> Option<String> {
+/// All that begins like this.
+fn beginning(names: &BTreeMap<String, Bytes>, start: &str) -> Bytes {
+    let mut sum = Bytes::default();
+    let rest = names.range::<str, _>((Bound::Included(start), Bound::Unbounded));
+    rest.take_while(|(name, _)| name.starts_with(start)).for_each(|(_, bytes)| sum.add(bytes.ran, bytes.all));
+    sum
+}
+
+/// How much of what a pattern stands for runs.
+#[derive(Clone, Copy, Default)]
+struct Bytes {
+    ran: u64,
+    all: u64,
+}
+
+impl Bytes {
+    fn add(&mut self, ran: u64, all: u64) {
+        self.ran += ran;
+        self.all += all;
+    }
+
+    fn share(self) -> f64 {
+        self.ran as f64 / self.all as f64
+    }
+}
+
+/// The name of a function as it is in every build; `None` for what is no symbol of ours.
+fn without_hashes(name: &str) -> Option<String> {
     let known = |c: char| c.is_ascii_alphanumeric() || "_.$".contains(c);
     if name.is_empty() || name.starts_with("0x") || !name.chars().all(known) {
         return None;
-    }
-    if name.starts_with("_ZN")
-        && let Some(at) = name.rfind("17h")
-    {
-        return Some(format!("{}17h*", &name[..at]));
     }
     // Compilers add suffixes for the parts they split off and for copies.
     let name = name.split('.').next().filter(|n| !n.is_empty())?;
     if !name.starts_with("_R") {
         return Some(name.to_owned());
     }
-    // The newer mangling has the hashes of crates within: `Cs`, base 62, `_`.
+    // The hashes of crates are within: `Cs`, base 62, `_`.
     let mut out = String::with_capacity(name.len());
     for (at, part) in name.split("Cs").enumerate() {
         let hash = part.find('_').filter(|end| at > 0 && (8..=12).contains(end));
@@ -256,14 +291,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_lose_their_hash() {
-        let name = "_ZN5hyper5proto2h13new17h0123456789abcdefE";
-        assert_eq!(pattern(name).as_deref(), Some("_ZN5hyper5proto2h13new17h*"));
-        assert_eq!(pattern("sqlite3_step.part.0").as_deref(), Some("sqlite3_step"));
+    fn names_lose_their_hashes() {
+        assert_eq!(without_hashes("sqlite3_step.part.0").as_deref(), Some("sqlite3_step"));
         let std = "_RNvXst_NtNtCsgEmfK2I1SDS_4core3str7patternReNtB5_7Pattern15is_contained_in.970";
         let expected = "_RNvXst_NtNtCs*_4core3str7patternReNtB5_7Pattern15is_contained_in";
-        assert_eq!(pattern(std).as_deref(), Some(expected));
-        assert_eq!(pattern("0x0000000000001050"), None);
-        assert_eq!(pattern("(below main)"), None);
+        assert_eq!(without_hashes(std).as_deref(), Some(expected));
+        assert_eq!(without_hashes("0x0000000000001050"), None);
+        assert_eq!(without_hashes("(below main)"), None);
+    }
+
+    #[test]
+    fn a_beginning_stands_for_what_runs_as_a_whole() {
+        let name = |end: &str| format!("_RNvMs_NtNtNtCs*_11mecha_agent7watches5boundNtB4_{end}");
+        let other = format!("_RNvMs_NtNtNtCs*_11mecha_issuer5roots{}", "x".repeat(40));
+        let sizes = [(name("4read"), 100), (name("5write"), 100), (other.clone(), 100), (other.clone() + "y", 90)];
+        let symbols: BTreeMap<String, u64> =
+            sizes.into_iter().map(|(n, size)| (n.replace('*', "gEmfK2I1SDS"), size)).collect();
+        let used: BTreeSet<String> = symbols.keys().filter(|n| !n.ends_with('y')).cloned().collect();
+        let (dense, sparse) = patterns(&symbols, &used);
+        assert_eq!(dense, [format!("{}*", &name("")[..40]), other]);
+        assert!(sparse.is_empty());
     }
 }
