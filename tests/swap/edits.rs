@@ -120,6 +120,63 @@ async fn instances_that_cannot_be_beside_each_other_take_turns() {
     there().await;
 }
 
+/// A file that is being written in place, and a second document of a name that is taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_takes_away_on_purpose_stays() {
+    let builder = Sidecar::builder().app_id("kept").switch("mecha-strict");
+    let file = builder.folder().join("state.db").to_str().unwrap().to_owned();
+    let config = builder.folder().join("resources/config.yaml").to_str().unwrap().to_owned();
+    let configuration = "apiVersion: dapr.io/v1alpha1\nkind: Configuration\nmetadata: {name: config}\nspec:\n  \
+                         secrets:\n    scopes: [{storeName: secrets, defaultAccess: deny}]\n";
+    let sidecar = builder
+        .flag("config", config)
+        .document("config.yaml", configuration)
+        .document("env.yaml", &component("secrets", "secretstores.local.env", &[]))
+        .document("store.yaml", &memory("store"))
+        .start()
+        .await;
+    let (http, documents) = (sidecar.http(), Documents::of(&sidecar));
+    let in_place = |file: &str, text: &str| std::fs::write(sidecar.resources().join(file), text).unwrap();
+    let calls = Load::start(sidecar.http_port(), 200, state("store"));
+    http.post("/v1.0/state/store", r#"[{"key":"kept","value":"yes"}]"#).send().await.expect(204);
+    let there = async || assert_eq!(http.get("/v1.0/state/store/kept").send().await.expect(200).text(), "\"yes\"");
+
+    for text in ["", "apiVersion: dap"] {
+        in_place("store.yaml", text);
+        let reason = refused(&http, "Component", "store").await;
+        assert!(reason.contains("holds no document any more; delete the file"), "{reason}");
+        calls.more(20).await;
+        in_place("store.yaml", &memory("store"));
+        nothing_refused(&http).await;
+        there().await;
+    }
+    in_place("config.yaml", "");
+    let reason = refused(&http, "Configuration", "disk").await;
+    assert!(reason.contains("config.yaml is empty"), "{reason}");
+    http.get("/v1.0/secrets/secrets/PATH").send().await.expect(403);
+    in_place("config.yaml", configuration);
+    nothing_refused(&http).await;
+
+    // In a file that is read before the one that defined it so far.
+    let before = generation(&http).await;
+    documents.write("a.yaml", &sqlite(&file, "2s"));
+    let reason = refused(&http, "Component", "store").await;
+    assert!(reason.starts_with("it is defined 2 times: ") && reason.contains("a.yaml:1"), "{reason}");
+    documents.write("other.yaml", &memory("other"));
+    assert_eq!(ended(&http, before, "Component", "other").await["change"], "added");
+    there().await;
+    let all = swaps(&http).await;
+    let refusals =
+        all["swaps"].as_array().unwrap().iter().filter(|r| r["outcome"] == "refused" && r["name"] == "store");
+    assert_eq!(refusals.count(), 3, "{all:#}");
+    assert!(metric(&sidecar, "mecha_swap_total", &["outcome=\"refused\""]).await >= 3.0);
+    let before = generation(&http).await;
+    documents.remove("store.yaml");
+    assert_eq!(ended(&http, before, "Component", "store").await["to"], "state.sqlite/v1");
+    nothing_refused(&http).await;
+    calls.end("state calls over files that are being written").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_did_not_change_is_not_touched() {
     let builder = Sidecar::builder().app_id("still").switch("mecha-strict");

@@ -1,7 +1,7 @@
 //! Follows the documents: one task compares what the source says with what runs and applies the
 //! difference. It also tries again what failed, and looks for secrets that changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::apply::EndpointReport;
-use super::documents::{self, Documents, Finding};
+use super::documents::{self, Documents, Finding, Kept};
 use super::live::Live;
 use super::runtime::{Fixtures, Runtime};
 use super::source::{Depth, DocumentSet, Source};
@@ -53,8 +53,8 @@ struct Reloader {
     next_try: Option<Instant>,
     /// Whether components draw on secret stores.
     draws: bool,
-    /// Kind and name of documents that stay as they were because their file is broken.
-    broken: BTreeSet<(&'static str, String)>,
+    /// Kind and name of documents that stay as they were because of what their files say, with the cause.
+    broken: BTreeMap<(&'static str, String), String>,
 }
 
 impl Reloads {
@@ -80,7 +80,7 @@ impl Reloads {
             // What failed at the start is looked at soon.
             next_try: Some(Instant::now() + QUIET_LIMIT),
             draws: false,
-            broken: BTreeSet::new(),
+            broken: BTreeMap::new(),
         };
         Self { task: tokio::spawn(reloader.run()), hangup, stop, attached }
     }
@@ -257,6 +257,10 @@ impl Reloader {
         if report.fatal.is_some() {
             runtime.core.request_failure();
         }
+        // The loader has accepted what it was given, which is not what the files say.
+        for ((kind, name), cause) in &self.broken {
+            runtime.core.swaps.refuse(kind, name, cause);
+        }
     }
 
     /// Brings what runs in line with a set.
@@ -267,19 +271,21 @@ impl Reloader {
         let mut next = documents::select(set, &self.fix.options);
         let news: Vec<Finding> = next.findings.iter().filter(|f| !self.current.findings.contains(f)).cloned().collect();
         documents::report(&news);
-        let mut broken = BTreeSet::new();
+        let mut broken = BTreeMap::new();
         if strict {
-            for (kind, name, cause) in next.keep_broken(&self.current) {
-                if runtime.core.swaps.refuse(kind, &name, &cause) {
+            for Kept { kind, name, cause } in next.keep_broken(&self.current) {
+                let id = (kind, name);
+                if self.broken.get(&id) != Some(&cause) {
                     tracing::error!(
                         target: "dapr.runtime.hotreload",
-                        "{kind} {name} stays as it was, its document cannot be used: {cause}"
+                        "{kind} {} stays as it was, its document cannot be used: {cause}", id.1
                     );
+                    runtime.core.swaps.begin(plain(kind, &id.1, Change::Updated)).refused(&cause, true);
                 }
-                broken.insert((kind, name));
+                broken.insert(id, cause);
             }
         }
-        for (kind, name) in self.broken.difference(&broken) {
+        for (kind, name) in self.broken.keys().filter(|id| !broken.contains_key(*id)) {
             runtime.core.swaps.accept(kind, name);
         }
         self.broken = broken;
@@ -379,7 +385,7 @@ impl Reloader {
         }
         for name in next.iter().map(|d| d.value.name()) {
             // One whose file is broken stands here as it was.
-            let broken = self.broken.contains(&(HttpEndpoint::KIND, name.to_owned()));
+            let broken = self.broken.contains_key(&(HttpEndpoint::KIND, name.to_owned()));
             if !broken && !failed.iter().any(|f| f.name == name) {
                 swaps.accept(HttpEndpoint::KIND, name);
             }

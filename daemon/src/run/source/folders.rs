@@ -35,6 +35,20 @@ impl Folders {
         Self { options, vars, watch, configuration: Mutex::default() }
     }
 
+    /// A writer in place begins by making the file empty: without this, its defaults would be in force meanwhile, which
+    /// let in who is kept out.
+    fn refuse_emptied(&self, files: &[PathBuf]) -> Result<(), SourceError> {
+        if !self.options.strict.degrade || self.configuration.lock().is_none() {
+            return Ok(());
+        }
+        let empty = |file: &&PathBuf| std::fs::read_to_string(file).is_ok_and(|text| text.trim().is_empty());
+        let refusal = |file: &PathBuf| {
+            let file = file.display();
+            Err(SourceError(format!("error loading configuration: {file} is empty; what it said stays in force")))
+        };
+        files.iter().find(empty).map_or(Ok(()), refusal)
+    }
+
     /// Whether every `--config` file lies in one of the folders.
     fn configuration_is_watched(&self) -> bool {
         let folders: Vec<PathBuf> = self.options.resources_paths.iter().map(|p| canonical(Path::new(p))).collect();
@@ -68,6 +82,7 @@ impl Source for Folders {
             Some(configuration) => configuration,
             None => {
                 let files: Vec<PathBuf> = self.options.configs.iter().map(PathBuf::from).collect();
+                self.refuse_emptied(&files)?;
                 let read = load_configuration_files(&files, &*self.vars)
                     .map_err(|e| SourceError(format!("error loading configuration: {e}")))?;
                 findings = read.diagnostics;
