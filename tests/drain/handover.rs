@@ -197,6 +197,32 @@ async fn calls_and_events_in_flight_finish_in_the_process_that_began_them() {
     assert_eq!(app.calls("POST /order").len(), 1, "what was in flight is not delivered again");
 }
 
+/// What a broker still holds that was left a moment ago: the successor knows nothing of it.
+#[tokio::test]
+async fn a_broker_that_was_left_is_read_to_its_end_by_the_process_that_left_it() {
+    let ledger = Ledger::default();
+    let app = ledger.app(Duration::from_millis(100)).await;
+    let (builder, _) = door(Sidecar::builder().app_id("me").app(&app).switch("mecha-strict"));
+    let builder = builder.flag("app-max-concurrency", "1");
+    let folder = builder.folder();
+    let mut sidecar = builder.document("broker.yaml", &broker(&folder)).start().await;
+    wait_subscriptions(&sidecar, 2).await;
+    let mut load = Load::default();
+    ledger.publisher(&mut load, "one", Api::new(Front::Http(sidecar.http())), Duration::from_millis(1));
+    load.progress(60).await;
+    load.finish().await;
+    std::fs::write(sidecar.resources().join("broker.yaml"), broker(&folder.join("next"))).unwrap();
+    let http = sidecar.http();
+    eventually("the broker to be left", || async {
+        let swaps = http.get("/v1.0-mecha/swaps").send().await.expect(200).json();
+        swaps["swaps"].as_array()?.iter().any(|r| r["kind"] == "Component").then_some(())
+    })
+    .await;
+    println!("{} have arrived when the successor is started", ledger.arrived());
+    replace(&mut sidecar).await;
+    ledger.settle().await;
+}
+
 #[tokio::test]
 async fn who_takes_over_from_nobody_is_told() {
     let (builder, _) = door(Sidecar::builder());

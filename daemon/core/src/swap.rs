@@ -330,6 +330,11 @@ impl Pending {
         self.end(drained, if drained.failed > 0 { Outcome::CutOff } else { Outcome::Applied });
     }
 
+    /// The old one is closed, before its time.
+    pub fn cut_off(self, drained: Drained) {
+        self.end(drained, Outcome::CutOff);
+    }
+
     fn end(mut self, drained: Drained, outcome: Outcome) {
         let Some(mut receipt) = self.receipt.take() else { return };
         receipt.outcome = outcome;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mecha_core::health::Phase;
+use mecha_core::pubsub::Source;
 use tokio::time::timeout;
 
 use super::live::{Server, Servers, enter};
@@ -24,6 +25,11 @@ const FAREWELL: Duration = Duration::from_millis(250);
 const HANDOVER_FAREWELL: Duration = Duration::from_secs(3);
 /// What calls in flight get where a successor serves already.
 const HANDOVER_DRAIN: Duration = Duration::from_secs(60);
+/// What a broker that was left gets there to be read to its end; less than its calls in flight, whose streams go on
+/// as long.
+const HANDOVER_READ: Duration = Duration::from_secs(50);
+/// The same at a stop without a limit.
+const READ: Duration = Duration::from_secs(90);
 /// How often the app's health is looked at while the stop is blocked.
 const BLOCK_PAUSE: Duration = Duration::from_millis(50);
 /// How long calls of a replaced runtime may go on.
@@ -80,8 +86,14 @@ pub(super) async fn hand_over(
     tracing::info!(target: "dapr.runtime", "the successor serves, this process finishes its calls and ends");
     servers.leave_sockets();
     let inputs = async {
+        let streams = runtime.core.pubsub.subscriptions().iter().any(|(_, source)| *source == Source::Streaming);
         settle_inputs(&runtime).await;
         successor.settled().await;
+        // Nobody else will come for what a broker still holds that was left a moment ago. Subscribers by stream would
+        // wait meanwhile, because theirs are met by the successor.
+        if !streams {
+            runtime.loader.left(HANDOVER_READ).await;
+        }
         // Streams have to end before their servers can.
         runtime.core.tasks.stop();
     };
@@ -136,6 +148,8 @@ async fn stages(fix: &Fixtures, runtime: Arc<Runtime>, servers: Servers) {
     enter(&fix.health, Phase::Draining);
     // Others choose another instance from now on.
     tokio::join!(runtime.name.withdraw(), settle_inputs(&runtime));
+    // What a broker still holds that was left a moment ago waits until a component reads it again.
+    runtime.loader.left(fix.options.graceful_shutdown.map_or(READ, |limit| limit / 2)).await;
     // Streams have to end before their servers can.
     runtime.core.tasks.stop();
     // The app may call while it finishes, and peers until they have seen the goodbye.

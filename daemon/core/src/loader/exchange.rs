@@ -8,7 +8,7 @@ use mecha_resources::Component;
 use parking_lot::Mutex;
 
 use super::instance::{Draft, Instance, Parts, Source};
-use super::{Failure, Loader};
+use super::{Failure, Loader, MOST_DRAINING};
 use crate::bindings::Leaving;
 use crate::etag::EtagMark;
 use crate::pubsub::{Leave, Swap};
@@ -52,6 +52,10 @@ impl Emptying {
         mine.filter_map(|(.., token)| token.upgrade()).for_each(|token| token.cancel());
     }
 }
+
+/// Said of an instance that was left before it was read to its end.
+const NOT_EMPTIED: &str = "the old one was not read to its end: what is left there is delivered once a component of \
+                           this app reads it again";
 
 /// What reads from an instance that is left.
 #[derive(Default)]
@@ -133,6 +137,12 @@ impl Loader {
         let moved = (old.holds_data() && !same_place).then_some(false);
         self.retire(old, readers, same_place, standing, moved, pending.take()).await;
         Ok(())
+    }
+
+    /// Waits until everything that was replaced is closed, `limit` at most.
+    pub async fn left(&self, limit: Duration) {
+        let all = u32::try_from(MOST_DRAINING).unwrap_or(u32::MAX);
+        let _ = tokio::time::timeout(limit, self.draining.acquire_many(all)).await;
     }
 
     /// Takes what has `name` out of use and lets it drain in the background.
@@ -260,14 +270,21 @@ impl Loader {
         self.core.tasks.spawn("drain of a replaced component", async move {
             let _permit = permit;
             let drained = drain_all(old, readers, same_place, in_flight, GRACE, &taken_over, &stopping).await;
-            if let Some(mut pending) = pending {
-                if taken_over.is_cancelled()
-                    && let Some(receipt) = pending.receipt()
-                {
-                    receipt.reason = Some(TAKEN_OVER.to_owned());
+            let Some(mut pending) = pending else { return };
+            let receipt = pending.receipt();
+            if taken_over.is_cancelled() {
+                receipt.into_iter().for_each(|r| r.reason = Some(TAKEN_OVER.to_owned()));
+            } else if drained.emptied == Some(false) {
+                if let Some(receipt) = receipt {
+                    let (name, before) = (&receipt.name, receipt.from.as_deref().unwrap_or_default());
+                    tracing::warn!(
+                        target: "dapr.runtime.hotreload", "component {name}, before as {before}: {NOT_EMPTIED}"
+                    );
+                    receipt.reason = Some(NOT_EMPTIED.to_owned());
                 }
-                pending.ended(drained);
+                return pending.cut_off(drained);
             }
+            pending.ended(drained);
         });
     }
 }
