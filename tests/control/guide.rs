@@ -385,3 +385,32 @@ fn the_files_of_the_developer_guide_are_taken() {
     assert!(injected.contains("restartPolicy: Always") && injected.contains("name: daprd"), "{injected}");
     run(&format!("{shown} | kubectl apply --server-side --force-conflicts -f -"));
 }
+
+/// Beside the names of files, a cell of the table holds the functions in them.
+#[test]
+fn the_table_of_systems_names_tests_that_are_there() {
+    let text = std::fs::read_to_string(format!("{DOCS}/systems.md")).unwrap();
+    let (mut rows, mut tests) = (0, 0);
+    for row in text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| System |")) {
+        let (_, shown) = row.trim_end_matches([' ', '|']).rsplit_once(" | ").unwrap();
+        let mut source = String::new();
+        let before = tests;
+        for name in shown.split('`').skip(1).step_by(2) {
+            if name.contains('/') {
+                source = std::fs::read_to_string(format!("{DOCS}/../{name}"))
+                    .unwrap_or_else(|why| panic!("{name}: {why}, named in {row}"));
+                continue;
+            }
+            let test = format!("fn {name}(");
+            let at = source.find(&test).unwrap_or_else(|| panic!("no file before it has {name}, named in {row}"));
+            let above = source[..at].trim_end().rsplit('\n').take_while(|line| !line.trim().is_empty());
+            let marked =
+                above.map(str::trim).any(|line| line.starts_with("#[test]") || line.starts_with("#[tokio::test"));
+            assert!(marked || source.contains("proptest!"), "{name} is no test, named in {row}");
+            tests += 1;
+        }
+        assert!(tests > before, "no test is named in {row}");
+        rows += 1;
+    }
+    assert!(rows >= 17 && tests >= 40, "{rows} rows, {tests} tests");
+}
