@@ -27,6 +27,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::backends::Backends;
 use crate::report::Results;
 use crate::scenario::Effort;
+use crate::scenario::swap::Swaps;
 use crate::sidecar::Binary;
 
 /// Measures sidecar daemons side by side.
@@ -56,6 +57,10 @@ struct Args {
     /// Seconds of steady load after which memory is looked at; 600 for a published figure.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(2..))]
     soak_seconds: u16,
+    /// Edits of a store's document for each pair of backends; those of a broker's are a fifth, because it is read to its
+    /// end each time, and new clusters of Kafka a twentieth.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    swaps: u16,
     /// Folder for the JSON and the SVG.
     #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
     out: PathBuf,
@@ -110,6 +115,7 @@ enum Part {
     Pubsub,
     Connections,
     Soak,
+    Swap,
 }
 
 fn main() -> ExitCode {
@@ -188,14 +194,30 @@ fn bench(args: &Args) -> io::Result<()> {
         let length = if args.quick { 2 } else { args.soak_seconds };
         results.soaks = scenario::soak::run(&binaries, folder, Duration::from_secs(length.into()))?;
     }
-    results.finish();
-    print!("{}", report::table(&results));
-    write(&args.out, &results)?;
-    println!("\nwritten: {0}/latest.json and {0}/latest.svg", args.out.display());
+    if Part::value_variants().iter().any(|part| *part != Part::Swap && wanted(*part)) {
+        results.finish();
+        print!("{}", report::table(&results));
+        write(&args.out, &results)?;
+        println!("\nwritten: {0}/latest.json and {0}/latest.svg", args.out.display());
+    }
+    if wanted(Part::Swap) {
+        let edits = if args.quick { 1 } else { args.swaps };
+        let keep = |swaps: &Swaps| {
+            fs::create_dir_all(&args.out)?;
+            fs::write(args.out.join("swap.json"), serde_json::to_string_pretty(swaps)? + "\n")
+        };
+        let swaps = scenario::swap::run(&binaries, &backends, folder, edits.into(), &keep)?;
+        print!("{}", report::swaps(&swaps));
+        println!("\nwritten: {}/swap.json", args.out.display());
+    }
     Ok(())
 }
 
+/// Nothing replaces the figures of another run before there are some.
 fn write(folder: &Path, results: &Results) -> io::Result<()> {
+    if results.is_empty() {
+        return Ok(());
+    }
     fs::create_dir_all(folder)?;
     let mut text = serde_json::to_string_pretty(results).map_err(io::Error::other)?;
     text.push('\n');

@@ -10,6 +10,7 @@ use crate::scenario::connections::Connections;
 use crate::scenario::pubsub::Delivery;
 use crate::scenario::soak::Soak;
 use crate::scenario::startup::Footprint;
+use crate::scenario::swap::{Spread, Swaps};
 use crate::scenario::{Contest, Effort, Kind, Row};
 
 /// Everything of one run.
@@ -52,6 +53,12 @@ impl Results {
     pub(crate) fn after_load(&mut self, after: Vec<(String, Memory)>) {
         self.after_invoke =
             after.into_iter().map(|(path, m)| After { path, rss_kib: m.rss, peak_kib: m.peak }).collect();
+    }
+
+    /// Whether nothing was measured yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        let first = self.footprints.is_empty() && self.contests.is_empty();
+        first && self.connections.is_empty() && self.soaks.is_empty()
     }
 
     pub(crate) fn finish(&mut self) {
@@ -197,6 +204,51 @@ fn memory(out: &mut String, results: &Results) {
             s.errors
         );
     }
+}
+
+/// The tables of the swaps.
+pub(crate) fn swaps(swaps: &Swaps) -> String {
+    let mut out = String::new();
+    let (f, spread) = (&swaps.facts, |s: &Spread| format!("{:.0}/{:.0}/{:.0}", s.p50_ms, s.p99_ms, s.max_ms));
+    let _ = writeln!(
+        out,
+        "\nswaps by the edit of a file, under {} calls and {} events a second; milliseconds from the edit, p50/p99/max; \
+         load average {:.1} before, {:.1} after",
+        swaps.calls_per_second, swaps.events_per_second, f.load_before, f.load_after
+    );
+    for run in &swaps.runs {
+        let _ = writeln!(
+            out,
+            "\n{}, {}\n  {:<30}{:>6}{:>18}{:>18}{:>18}{:>18}{:>22}",
+            run.title, run.daemon, "", "edits", "begun", "receipt", "first in new", "at the app", "old one closed"
+        );
+        for p in &run.pairs {
+            let _ = writeln!(
+                out,
+                "  {:<30}{:>6}{:>18}{:>18}{:>18}{:>18}{:>22}",
+                format!("{} -> {}", p.from, p.to),
+                p.edits,
+                spread(&p.begun),
+                spread(&p.switched),
+                spread(&p.first),
+                p.arrived.as_ref().map_or_else(|| "-".to_owned(), spread),
+                spread(&p.ended)
+            );
+            if p.cut_off > 0 {
+                let _ = writeln!(out, "    {} of these old brokers were not read to their end in time", p.cut_off);
+            }
+        }
+        for (what, told) in [("calls", &run.calls), ("publishes", &run.publishes)] {
+            let reason = told.reason.as_ref().map(|r| format!(", the first: {r}")).unwrap_or_default();
+            let _ = writeln!(
+                out,
+                "  {what}: {} at {:.0}/s, {} failed{reason}, slowest {:.0} ms",
+                told.done, told.per_second, told.failed, told.slowest_ms
+            );
+        }
+        let _ = writeln!(out, "  events: {} lost, {} came again", run.lost, run.again);
+    }
+    out
 }
 
 /// KiB as megabytes of a thousand thousand bytes.

@@ -10,6 +10,7 @@ pub(crate) mod pubsub;
 pub(crate) mod soak;
 pub(crate) mod startup;
 pub(crate) mod state;
+pub(crate) mod swap;
 
 use std::io;
 use std::time::Duration;

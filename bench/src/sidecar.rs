@@ -62,6 +62,16 @@ impl Binary {
 
     /// Starts a sidecar below `folder` and waits until it is ready.
     pub(crate) fn start(&self, folder: &Path, setup: &Setup<'_>) -> io::Result<Sidecar> {
+        self.start_with(folder, setup, &[]).map(|(sidecar, _)| sidecar)
+    }
+
+    /// The same with more flags; beside the sidecar the folder it has for itself, with its documents in `resources`.
+    pub(crate) fn start_with(
+        &self,
+        folder: &Path,
+        setup: &Setup<'_>,
+        flags: &[&str],
+    ) -> io::Result<(Sidecar, PathBuf)> {
         let own = folder.join(format!("{}-{}", self.name, setup.app_id));
         let resources = own.join("resources");
         fs::create_dir_all(&resources)?;
@@ -86,6 +96,7 @@ impl Binary {
             .arg(&resources)
             .arg("--config")
             .arg(&config)
+            .args(flags)
             .env("DAPR_HOST_IP", "127.0.0.1")
             .env("MECHA_HOME", own.join("home"))
             .stdin(Stdio::null())
@@ -110,7 +121,7 @@ impl Binary {
             let tail = &lines[lines.len().saturating_sub(LOG_LINES)..];
             return Err(io::Error::other(format!("{} {}: {e}\n{}", self.name, setup.app_id, tail.join("\n"))));
         }
-        Ok(Sidecar { process, http: local(http), grpc: local(grpc), start })
+        Ok((Sidecar { process, http: local(http), grpc: local(grpc), start }, own))
     }
 }
 

@@ -227,7 +227,7 @@ fn delivered(app: SocketAddr) -> io::Result<u64> {
     get(app, DELIVERED)?.1.trim().parse().map_err(io::Error::other)
 }
 
-fn subscription(broker: &str, topic: &str, route: &str, more: &str) -> String {
+pub(super) fn subscription(broker: &str, topic: &str, route: &str, more: &str) -> String {
     format!(
         "apiVersion: dapr.io/v2alpha1\nkind: Subscription\nmetadata:\n  name: {topic}\nspec:\n  pubsubname: {broker}\n  \
          topic: {topic}\n  routes:\n    default: {route}\n{more}"
