@@ -138,7 +138,7 @@ async fn a_root_that_is_gone_at_once_is_followed_by_new_certificates() {
 #[tokio::test]
 async fn an_authority_that_is_away_stops_no_call_before_the_certificate_ends() {
     let authority = Authority::start().await;
-    authority.lasting(Duration::from_secs(8));
+    authority.lasting(Duration::from_secs(20));
     let sidecars = sidecars(&authority).await;
     authority.stop();
     let mut load = Load::default();
