@@ -167,8 +167,7 @@ async fn every_table_of_a_file_is_made() {
     db.execute("UPDATE metadata SET value = '7' WHERE key = 'migrations'", []).unwrap();
     let pairs = [("connectionString", path.to_str().unwrap()), ("tableName", "third")];
     open_with(&pairs, None).await.unwrap().set(put(&md, "k", "1")).await.unwrap();
-    let level: String =
-        db.query_row("SELECT value FROM metadata WHERE key = 'migrations'", [], |r| r.get(0)).unwrap();
+    let level: String = db.query_row("SELECT value FROM metadata WHERE key = 'migrations'", [], |r| r.get(0)).unwrap();
     assert_eq!(level, "7");
 }
 

@@ -1,6 +1,7 @@
 //! Load at a steady rate from clients that never try again, and an app with a ledger.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -294,11 +295,9 @@ async fn take(request: Request<Incoming>, ledger: Arc<Ledger>) -> Result<Respons
     let body = request.into_body().collect().await?.to_bytes();
     let now = Instant::now();
     if let Some(n) = number(&body) {
-        let mut came = lock(&ledger.came);
-        if came.contains_key(&n) {
-            ledger.again.fetch_add(u64::from(n != u64::MAX), Ordering::Relaxed);
-        } else {
-            came.insert(n, now);
+        match lock(&ledger.came).entry(n) {
+            Entry::Occupied(_) => _ = ledger.again.fetch_add(u64::from(n != u64::MAX), Ordering::Relaxed),
+            Entry::Vacant(first) => _ = first.insert(now),
         }
     }
     Ok(answer)
