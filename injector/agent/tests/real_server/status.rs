@@ -106,9 +106,12 @@ async fn a_move_waits_for_pods_that_are_silent_and_not_for_stock_ones() {
     let _updates = stock.component_update(request).await.unwrap();
     drained.pending = 0;
     one.report(&set, vec![drained]).await;
-    let all = cluster.status("shop", "all have drained", |s| s.entries[0].sidecars == "1/1 +1 stock").await;
+    let done = |s: &CapabilityBindingStatus| {
+        let entry = &s.entries[0];
+        entry.sidecars == "1/1 +1 stock" && entry.progress.as_ref().is_some_and(|progress| progress.pending == 0)
+    };
+    let all = cluster.status("shop", "all have drained", done).await;
     assert!(all.entries[0].ready);
-    assert_eq!(all.entries[0].progress.as_ref().unwrap().pending, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
