@@ -37,6 +37,11 @@ pub(crate) fn text(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// The same with microseconds, for times that tell one thing from the next.
+pub(crate) fn exact(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+}
+
 /// Longest message of a condition, in bytes.
 const LONGEST: usize = 1000;
 

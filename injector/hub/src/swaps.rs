@@ -8,7 +8,7 @@ use mecha_resources::kinds::{
 };
 use serde_json::Value;
 
-use crate::conditions::text;
+use crate::conditions::{exact, text};
 use crate::traces::trace_id;
 
 /// When a move stops and asks where its class names no deadline.
@@ -34,7 +34,8 @@ pub(crate) fn begin(entry: &mut BindingEntry, start: Start<'_>, now: Timestamp) 
         to: entry.backend.clone(),
         strategy: start.strategy,
         phase: SwapPhase::Prepare,
-        started_at: text(now),
+        // Receipts are told apart by it, and a move to a backend and back may take less than a second.
+        started_at: exact(now),
         deadline: now.checked_add(length).ok().map(text),
         why: start.why,
         cause: start.cause,
@@ -256,6 +257,10 @@ mod tests {
     }
 
     fn moving(deadline: Option<Span>) -> (BindingEntry, BindingEntry) {
+        moving_since(deadline, Timestamp::UNIX_EPOCH)
+    }
+
+    fn moving_since(deadline: Option<Span>, now: Timestamp) -> (BindingEntry, BindingEntry) {
         let (old, mut new) = (entry("kafka", 3), entry("streams", 8));
         let start = Start {
             from: &old,
@@ -265,8 +270,18 @@ mod tests {
             cause: String::new(),
             traceparent: None,
         };
-        begin(&mut new, start, Timestamp::UNIX_EPOCH);
+        begin(&mut new, start, now);
         (old, new)
+    }
+
+    #[test]
+    fn moves_of_one_second_are_told_apart() {
+        let began = |at: &str| {
+            let (_, entry) = moving_since(None, at.parse().unwrap());
+            entry.swap.unwrap().started_at
+        };
+        assert_eq!(began("2026-11-22T11:36:38.1181403Z"), "2026-11-22T11:36:38.118140Z");
+        assert_ne!(began("2026-11-22T11:36:38.118Z"), began("2026-11-22T11:36:38.984Z"));
     }
 
     fn says(entry: &BindingEntry, edit: impl FnOnce(&mut EntryProgress)) -> BindingEntryStatus {
