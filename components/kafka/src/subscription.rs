@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 use crate::config::KafkaConfig;
 use crate::context::{Change, Context, Health, Key, give_back};
 use crate::partition::{self, Ends, Flow};
-use crate::position::{Asker, Fixed, Layout, Taken, partitions};
+use crate::position::{Asker, Fixed, Layout, Secured, Taken, partitions};
 use crate::producer::apart;
 use crate::schemas::Schemas;
 
@@ -33,6 +33,10 @@ const ANEW_LONGEST: Duration = Duration::from_secs(5);
 /// How long the group gets to refuse this member before its positions are relied on, and to take it in: where
 /// another member leaves because this one comes, the group should never be empty.
 const HEARING: Duration = Duration::from_millis(100);
+/// How long one client after the other gets to find the group's coordinator, until one gets all the time. Brokers choose
+/// it when they are asked first, and on a new cluster that takes them a moment; librdkafka asks again after 500 ms only
+/// (`rd_kafka_cgrp_serve`), and a new client at once. Publishers wait for it.
+const HASTE_MS: [u64; 7] = [60, 60, 80, 80, 120, 200, 400];
 /// Longest wait for other subscriptions of the component to fix their positions.
 const TOGETHER: Duration = Duration::from_secs(1);
 /// Longest wait for the last commit and the farewell to the group.
@@ -87,6 +91,8 @@ impl Drop for Pass {
 enum End {
     Stopped,
     Broken,
+    /// It found no coordinator, and another client asks sooner than this one would.
+    NoCoordinator,
 }
 
 /// A consumer that is closed where nobody waits for it, whoever drops this.
@@ -96,6 +102,8 @@ struct Held(Option<Arc<StreamConsumer<Context>>>);
 struct Member<'a> {
     sub: &'a Subscription,
     consumer: &'a Arc<StreamConsumer<Context>>,
+    /// When the consumer was made.
+    since: std::time::Instant,
     flow: Arc<Flow>,
     layout: Layout,
     fixed: Fixed,
@@ -151,12 +159,14 @@ fn leave(consumer: Arc<StreamConsumer<Context>>) {
 impl Subscription {
     /// Runs until it is stopped or the component is closed; trouble is waited out.
     pub(crate) async fn run(self) {
-        let mut pause = ANEW_FIRST;
+        let (mut pause, mut haste) = (ANEW_FIRST, HASTE_MS.into_iter().map(Duration::from_millis));
         let mut pass = Some(self.gate.enter());
         loop {
             let began = Instant::now();
-            if self.live(pass.take()).await == End::Stopped {
-                return;
+            match self.live(&mut pass, haste.next()).await {
+                End::Stopped => return,
+                End::NoCoordinator => continue,
+                End::Broken => pass = None,
             }
             if began.elapsed() > ANEW_LONGEST * 2 {
                 pause = ANEW_FIRST;
@@ -175,7 +185,8 @@ impl Subscription {
         }
     }
 
-    async fn live(&self, pass: Option<Pass>) -> End {
+    /// `pass` is given back once the positions are fixed, or cannot be.
+    async fn live(&self, pass: &mut Option<Pass>, haste: Option<Duration>) -> End {
         if let Some(tokens) = self.config.tokens()
             && let Err(e) = tokens.prime().await
         {
@@ -184,6 +195,7 @@ impl Subscription {
         }
         let health = Health::new(&self.component);
         let (context, mut changes) = Context::member(Arc::clone(&health), self.config.tokens().cloned());
+        let since = std::time::Instant::now();
         let consumer: StreamConsumer<Context> = match self.config.consumer(&self.group).create_with_context(context) {
             Ok(consumer) => consumer,
             Err(e) => {
@@ -205,6 +217,7 @@ impl Subscription {
         let mut member = Member {
             sub: self,
             consumer,
+            since,
             flow,
             layout: Layout::new(),
             fixed: Fixed::new(),
@@ -216,9 +229,11 @@ impl Subscription {
             leaving: None,
             stopping: false,
         };
-        let end = member.run(&mut changes, pass).await;
+        let end = member.run(&mut changes, pass, haste).await;
         drop(member);
-        held.close().await;
+        if end != End::NoCoordinator {
+            held.close().await;
+        }
         end
     }
 }
@@ -230,9 +245,19 @@ impl Drop for Member<'_> {
 }
 
 impl Member<'_> {
-    async fn run(&mut self, changes: &mut mpsc::UnboundedReceiver<Change>, pass: Option<Pass>) -> End {
-        let Some(fixed) = self.find_topics().await else { return End::Stopped };
-        drop(pass);
+    async fn run(
+        &mut self,
+        changes: &mut mpsc::UnboundedReceiver<Change>,
+        pass: &mut Option<Pass>,
+        haste: Option<Duration>,
+    ) -> End {
+        let fixed = match self.find_topics(haste).await {
+            None => return End::Stopped,
+            Some(Secured::NoCoordinator) => return End::NoCoordinator,
+            Some(Secured::OnceJoined) => None,
+            Some(Secured::Fixed { positions, no_members }) => Some((positions, no_members)),
+        };
+        *pass = None;
         tokio::select! {
             () = self.sub.gate.pass() => {}
             () = self.sub.stopped() => return End::Stopped,
@@ -242,9 +267,10 @@ impl Member<'_> {
             warn!(component = %self.sub.component, "Kafka: cannot subscribe: {e}");
             return End::Broken;
         }
-        if let Some(fixed) = fixed {
-            self.fixed = fixed;
-            self.hearing = Some(Instant::now() + HEARING);
+        if let Some((positions, no_members)) = fixed {
+            self.fixed = positions;
+            // A group without members has nobody whom this one would not suit, or who leaves because it comes.
+            self.hearing = Some(Instant::now() + if no_members { Duration::ZERO } else { HEARING });
         }
         loop {
             self.give_back_if_done();
@@ -279,21 +305,22 @@ impl Member<'_> {
     }
 
     /// Waits until the topics exist, and fixes the positions in them if it can. `None` when stopped.
-    async fn find_topics(&mut self) -> Option<Option<Fixed>> {
+    async fn find_topics(&mut self, haste: Option<Duration>) -> Option<Secured> {
         let (asker, topics, initial) = (self.asker(), self.sub.topics.clone(), self.sub.config.initial);
         let mut asking = tokio::task::spawn_blocking(move || {
-            let layout = asker.layout(&topics)?;
-            let fixed = asker.secure(initial, &layout);
-            Some((layout, fixed))
+            let (layout, answer) = asker.layout(&topics)?;
+            // The coordinator is asked over a connection of its own, which takes as long as the first.
+            let secured = asker.secure(initial, &layout, haste.map(|haste| haste.max(answer * 2)));
+            Some((layout, secured))
         });
         loop {
             tokio::select! {
                 biased;
                 () = self.sub.stopped() => return None,
                 found = &mut asking => {
-                    let (layout, fixed) = found.ok().flatten()?;
+                    let (layout, secured) = found.ok().flatten()?;
                     self.layout = layout;
-                    return Some(fixed);
+                    return Some(secured);
                 }
                 // Nothing can come yet but news of trouble, which nobody else takes in.
                 event = self.consumer.recv() => if let Err(e) = event {
@@ -306,6 +333,7 @@ impl Member<'_> {
     fn asker(&self) -> Asker {
         Asker {
             consumer: Arc::clone(self.consumer),
+            since: self.since,
             health: Arc::clone(&self.flow.health),
             abort: Arc::clone(&self.abort),
         }
