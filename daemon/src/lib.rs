@@ -14,6 +14,7 @@ pub mod http;
 pub mod identity;
 pub mod logging;
 pub mod peer;
+mod phases;
 mod plain;
 pub mod ports;
 pub mod probe;

@@ -79,6 +79,15 @@ pub use generated::components::v1 as components;
 pub use generated::internals::v1 as internals;
 /// `mecha.v1`: what an agent delivers to sidecars, and what they report back.
 pub use generated::mecha::v1 as delivery;
+
+/// `mecha.v1`: what sidecars tell of themselves.
+pub mod sidecar {
+    pub use super::generated::mecha::v1::{
+        DegradedComponent, DocumentChange, DocumentsFrom, GetPhaseRequest, GetPhaseResponse, ListSwapsRequest,
+        ListSwapsResponse, RefusedDocument, SidecarPhase, SwapMove, SwapMovePhase, SwapOutcome, SwapReceipt,
+        sidecar_client, sidecar_server,
+    };
+}
 /// `dapr.proto.operator.v1`: delivery of documents to sidecars on Kubernetes.
 pub use generated::operator::v1 as operator;
 /// `dapr.proto.placement.v1`: actor placement.

@@ -13,6 +13,7 @@ mod identity;
 mod invoke;
 mod limits;
 mod logs;
+mod mecha;
 mod metadata;
 mod metrics;
 mod probe;

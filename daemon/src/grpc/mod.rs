@@ -10,6 +10,7 @@ mod frames;
 mod health;
 mod invoke;
 mod lock;
+mod mecha;
 mod metadata;
 mod notes;
 mod pubsub;
@@ -37,6 +38,7 @@ use mecha_core::app::Body;
 use mecha_core::trace::{Mode, Span, attribute};
 use mecha_core::{Core, Cx, Front};
 use mecha_proto::runtime::dapr_server::DaprServer;
+use mecha_proto::sidecar::sidecar_server::SidecarServer;
 use tokio::sync::Semaphore;
 use tonic::codegen::Service as _;
 use tonic::{Code, Status};
@@ -45,6 +47,7 @@ use tonic_health::pb::health_server::HealthServer;
 use self::body::{Report, RequestBody, Source};
 use self::health::HealthApi;
 use self::invoke::Trailers;
+use self::mecha::MechaApi;
 use self::notes::Notes;
 use self::reflection::Reflection;
 use crate::edge;
@@ -62,8 +65,9 @@ const IN_FLIGHT: usize = 16_384;
 /// Trace context of an answer.
 const GRPC_TRACE_BIN: HeaderName = HeaderName::from_static("grpc-trace-bin");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-/// Path prefix of the service.
+/// Path prefixes of the services.
 const DAPR: &str = "/dapr.proto.runtime.v1.Dapr/";
+const MECHA: &str = "/mecha.v1.Sidecar/";
 const HEALTH: &str = "/grpc.health.v1.Health/";
 /// Prefix of the paths that allow and deny lists hold for.
 const RUNTIME: &str = "/dapr.proto.runtime.";
@@ -110,6 +114,7 @@ struct Server {
     options: GrpcOptions,
     limit: usize,
     api: DaprServer<GrpcApi>,
+    mecha: SidecarServer<MechaApi>,
     health: HealthServer<HealthApi>,
     reflection: Reflection,
     proxy: Option<Arc<GrpcProxy>>,
@@ -127,6 +132,8 @@ impl fmt::Debug for Server {
 enum Route {
     /// A method of the API.
     Api(api::Entry),
+    /// Our own additions.
+    Mecha,
     /// An answer of the daemon about itself.
     Health,
     /// Descriptors.
@@ -144,6 +151,7 @@ pub fn router(core: Arc<Core>, options: GrpcOptions, proxy: Option<Arc<GrpcProxy
     GrpcService(Arc::new(Server {
         // The bodies check lengths, with the texts that callers know.
         api: DaprServer::new(GrpcApi::new(core.clone())).max_decoding_message_size(usize::MAX),
+        mecha: SidecarServer::new(MechaApi(core.clone())).max_decoding_message_size(usize::MAX),
         health: HealthServer::new(HealthApi(core.clone())),
         reflection: Reflection::default(),
         in_flight: Semaphore::new(IN_FLIGHT),
@@ -266,6 +274,7 @@ impl Server {
         };
         let answer = match route {
             Route::Api(_) => self.api.clone().call(req).await,
+            Route::Mecha => self.mecha.clone().call(req).await,
             Route::Health => self.health.clone().call(req).await,
             Route::Reflection => match self.reflection.routes() {
                 Some(mut routes) => routes.call(req).await,
@@ -300,11 +309,12 @@ impl Server {
     /// Whether the lists let a call through; they hold for the daemon's own API only.
     fn is_open(&self, route: Route, path: &str) -> bool {
         let rules = self.core.api_rules.load();
-        if rules.is_empty() || !path.starts_with(RUNTIME) {
+        if rules.is_empty() || !(route == Route::Mecha || path.starts_with(RUNTIME)) {
             return true;
         }
         match route {
             Route::Api(entry) => rules.allows(entry.api, entry.version, Front::Grpc),
+            Route::Mecha => rules.allows(mecha::ENTRY.api, mecha::ENTRY.version, Front::Grpc),
             // No list can name a method that does not exist, but an allow list keeps it out.
             _ => rules.allows("", "", Front::Grpc),
         }
@@ -313,7 +323,7 @@ impl Server {
     fn start(&self, route: Route, parts: &http::request::Parts) -> Result<edge::Started, String> {
         match route {
             Route::Health | Route::Reflection => Ok(edge::Started { cx: Cx::new(Front::Grpc), span: Span::default() }),
-            Route::Api(_) | Route::Proxy => {
+            Route::Api(_) | Route::Mecha | Route::Proxy => {
                 edge::start(&self.core.tracer, &parts.headers, Front::Grpc, || parts.uri.path().to_owned())
             }
         }
@@ -324,7 +334,9 @@ fn find(path: &str) -> Route {
     if let Some(method) = path.strip_prefix(DAPR) {
         return api::find(method).map_or(Route::Proxy, Route::Api);
     }
-    if path.starts_with(HEALTH) {
+    if path.starts_with(MECHA) {
+        Route::Mecha
+    } else if path.starts_with(HEALTH) {
         Route::Health
     } else if reflection::is_reflection(path) {
         Route::Reflection

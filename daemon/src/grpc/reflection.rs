@@ -5,10 +5,10 @@ use std::sync::OnceLock;
 use tonic::service::Routes;
 use tonic_reflection::server::Builder;
 
-use super::api::SERVICE;
+use super::{api, mecha};
 
 /// Services that the server lists.
-const LISTED: [&str; 2] = [SERVICE, "grpc.health.v1.Health"];
+const LISTED: [&str; 3] = [api::SERVICE, mecha::SERVICE, "grpc.health.v1.Health"];
 
 /// Path prefixes that reflection answers.
 pub(super) fn is_reflection(path: &str) -> bool {

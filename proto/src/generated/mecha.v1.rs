@@ -524,3 +524,639 @@ pub mod delivery_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetPhaseRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetPhaseResponse {
+    #[prost(enumeration = "SidecarPhase", tag = "1")]
+    pub phase: i32,
+    /// Components that do not run while the rest does.
+    #[prost(message, repeated, tag = "2")]
+    pub degraded: ::prost::alloc::vec::Vec<DegradedComponent>,
+    /// Documents that are not in force as they stand.
+    #[prost(message, repeated, tag = "3")]
+    pub refused: ::prost::alloc::vec::Vec<RefusedDocument>,
+    /// Where the documents come from; absent for files.
+    #[prost(message, optional, tag = "4")]
+    pub documents: ::core::option::Option<DocumentsFrom>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DegradedComponent {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Type and version.
+    #[prost(string, tag = "2")]
+    pub r#type: ::prost::alloc::string::String,
+    /// Why it does not run.
+    #[prost(string, tag = "3")]
+    pub cause: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RefusedDocument {
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DocumentsFrom {
+    /// `agent`, `operator`, or `snapshot` while neither has answered since the start.
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    /// Whether it is followed now.
+    #[prost(bool, tag = "2")]
+    pub connected: bool,
+    /// When the documents in force came, or the snapshot of them was made.
+    #[prost(message, optional, tag = "3")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When the snapshot was made that the next start may use.
+    #[prost(message, optional, tag = "4")]
+    pub snapshot: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why a snapshot does not count.
+    #[prost(string, tag = "5")]
+    pub snapshot_refused: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListSwapsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListSwapsResponse {
+    /// Number of the latest change.
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+    /// The last 256 changes, oldest first.
+    #[prost(message, repeated, tag = "2")]
+    pub swaps: ::prost::alloc::vec::Vec<SwapReceipt>,
+    /// Documents that are not in force as they stand.
+    #[prost(message, repeated, tag = "3")]
+    pub refused: ::prost::alloc::vec::Vec<RefusedDocument>,
+}
+/// One change of a document.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SwapReceipt {
+    /// Grows by one with each change of the process.
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+    /// When the change was begun.
+    #[prost(message, optional, tag = "2")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(string, tag = "3")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "DocumentChange", tag = "5")]
+    pub change: i32,
+    /// Type and version before; components only.
+    #[prost(string, tag = "6")]
+    pub from: ::prost::alloc::string::String,
+    /// Type and version after; components only.
+    #[prost(string, tag = "7")]
+    pub to: ::prost::alloc::string::String,
+    #[prost(enumeration = "SwapOutcome", tag = "8")]
+    pub outcome: i32,
+    /// Calls and events in flight at the switch.
+    #[prost(uint64, tag = "9")]
+    pub in_flight: u64,
+    /// Of these, ended by themselves.
+    #[prost(uint64, tag = "10")]
+    pub finished: u64,
+    /// Events that the old broker delivers again.
+    #[prost(uint64, tag = "11")]
+    pub redelivered: u64,
+    /// Cut off.
+    #[prost(uint64, tag = "12")]
+    pub failed: u64,
+    /// From the begin of the change until callers met the new one.
+    #[prost(message, optional, tag = "13")]
+    pub switch_time: ::core::option::Option<::prost_types::Duration>,
+    /// From the begin of the change until the old one was closed.
+    #[prost(message, optional, tag = "14")]
+    pub total_time: ::core::option::Option<::prost_types::Duration>,
+    /// Stores only: whether data was carried over.
+    #[prost(bool, optional, tag = "15")]
+    pub data_moved: ::core::option::Option<bool>,
+    /// Brokers only: whether the old one had nothing more to deliver.
+    #[prost(bool, optional, tag = "16")]
+    pub emptied: ::core::option::Option<bool>,
+    /// Only of moves that a control part leads.
+    #[prost(message, optional, tag = "17")]
+    pub r#move: ::core::option::Option<SwapMove>,
+    /// Why it was not done, or what to know about it.
+    #[prost(string, tag = "18")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SwapMove {
+    /// The old backend.
+    #[prost(string, tag = "1")]
+    pub from: ::prost::alloc::string::String,
+    /// The new backend.
+    #[prost(string, tag = "2")]
+    pub to: ::prost::alloc::string::String,
+    /// The phases that this sidecar has seen, in order. One that came again is there again.
+    #[prost(message, repeated, tag = "3")]
+    pub phases: ::prost::alloc::vec::Vec<SwapMovePhase>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SwapMovePhase {
+    #[prost(enumeration = "Phase", tag = "1")]
+    pub phase: i32,
+    /// When it reached this sidecar.
+    #[prost(message, optional, tag = "2")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// How long it lasted, or lasts so far as was last looked.
+    #[prost(message, optional, tag = "3")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+    /// What was in flight, or not read, at the side without new work, when last looked.
+    #[prost(uint64, tag = "4")]
+    pub pending: u64,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SidecarPhase {
+    Unspecified = 0,
+    Starting = 1,
+    Ready = 2,
+    Draining = 3,
+    Drained = 4,
+    Stopped = 5,
+}
+impl SidecarPhase {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SIDECAR_PHASE_UNSPECIFIED",
+            Self::Starting => "SIDECAR_PHASE_STARTING",
+            Self::Ready => "SIDECAR_PHASE_READY",
+            Self::Draining => "SIDECAR_PHASE_DRAINING",
+            Self::Drained => "SIDECAR_PHASE_DRAINED",
+            Self::Stopped => "SIDECAR_PHASE_STOPPED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SIDECAR_PHASE_UNSPECIFIED" => Some(Self::Unspecified),
+            "SIDECAR_PHASE_STARTING" => Some(Self::Starting),
+            "SIDECAR_PHASE_READY" => Some(Self::Ready),
+            "SIDECAR_PHASE_DRAINING" => Some(Self::Draining),
+            "SIDECAR_PHASE_DRAINED" => Some(Self::Drained),
+            "SIDECAR_PHASE_STOPPED" => Some(Self::Stopped),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DocumentChange {
+    Unspecified = 0,
+    Added = 1,
+    Updated = 2,
+    Removed = 3,
+}
+impl DocumentChange {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DOCUMENT_CHANGE_UNSPECIFIED",
+            Self::Added => "DOCUMENT_CHANGE_ADDED",
+            Self::Updated => "DOCUMENT_CHANGE_UPDATED",
+            Self::Removed => "DOCUMENT_CHANGE_REMOVED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DOCUMENT_CHANGE_UNSPECIFIED" => Some(Self::Unspecified),
+            "DOCUMENT_CHANGE_ADDED" => Some(Self::Added),
+            "DOCUMENT_CHANGE_UPDATED" => Some(Self::Updated),
+            "DOCUMENT_CHANGE_REMOVED" => Some(Self::Removed),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SwapOutcome {
+    Unspecified = 0,
+    /// The new side of a move is open and has no new work, or not any more.
+    Preparing = 1,
+    /// Callers meet the new one; what began on the old one still runs.
+    Draining = 2,
+    /// Done: everything that began on the old one has ended.
+    Applied = 3,
+    /// Done, and some of what was in flight did not end in time.
+    CutOff = 4,
+    /// A move that went back to where it came from.
+    RolledBack = 5,
+    /// Not done: the old one, if there was one, goes on.
+    Refused = 6,
+    /// Not done: there is no old one to go on with, or the mode does not keep it.
+    Failed = 7,
+}
+impl SwapOutcome {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SWAP_OUTCOME_UNSPECIFIED",
+            Self::Preparing => "SWAP_OUTCOME_PREPARING",
+            Self::Draining => "SWAP_OUTCOME_DRAINING",
+            Self::Applied => "SWAP_OUTCOME_APPLIED",
+            Self::CutOff => "SWAP_OUTCOME_CUT_OFF",
+            Self::RolledBack => "SWAP_OUTCOME_ROLLED_BACK",
+            Self::Refused => "SWAP_OUTCOME_REFUSED",
+            Self::Failed => "SWAP_OUTCOME_FAILED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SWAP_OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
+            "SWAP_OUTCOME_PREPARING" => Some(Self::Preparing),
+            "SWAP_OUTCOME_DRAINING" => Some(Self::Draining),
+            "SWAP_OUTCOME_APPLIED" => Some(Self::Applied),
+            "SWAP_OUTCOME_CUT_OFF" => Some(Self::CutOff),
+            "SWAP_OUTCOME_ROLLED_BACK" => Some(Self::RolledBack),
+            "SWAP_OUTCOME_REFUSED" => Some(Self::Refused),
+            "SWAP_OUTCOME_FAILED" => Some(Self::Failed),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod sidecar_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// What a sidecar tells of itself beside dapr.proto.runtime.v1.Dapr, on the port of that service: the same as
+    /// `/v1.0-mecha/` of the HTTP API.
+    #[derive(Debug, Clone)]
+    pub struct SidecarClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> SidecarClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> SidecarClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            SidecarClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// How far it is, and what of its documents does not run. `GET /v1.0-mecha/phase`.
+        pub async fn get_phase(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetPhaseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetPhaseResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mecha.v1.Sidecar/GetPhase",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mecha.v1.Sidecar", "GetPhase"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What became of each change of its documents while it ran. `GET /v1.0-mecha/swaps`.
+        pub async fn list_swaps(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListSwapsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSwapsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mecha.v1.Sidecar/ListSwaps",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mecha.v1.Sidecar", "ListSwaps"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod sidecar_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with SidecarServer.
+    #[async_trait]
+    pub trait Sidecar: std::marker::Send + std::marker::Sync + 'static {
+        /// How far it is, and what of its documents does not run. `GET /v1.0-mecha/phase`.
+        async fn get_phase(
+            &self,
+            request: tonic::Request<super::GetPhaseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetPhaseResponse>,
+            tonic::Status,
+        >;
+        /// What became of each change of its documents while it ran. `GET /v1.0-mecha/swaps`.
+        async fn list_swaps(
+            &self,
+            request: tonic::Request<super::ListSwapsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSwapsResponse>,
+            tonic::Status,
+        >;
+    }
+    /// What a sidecar tells of itself beside dapr.proto.runtime.v1.Dapr, on the port of that service: the same as
+    /// `/v1.0-mecha/` of the HTTP API.
+    #[derive(Debug)]
+    pub struct SidecarServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> SidecarServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for SidecarServer<T>
+    where
+        T: Sidecar,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/mecha.v1.Sidecar/GetPhase" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetPhaseSvc<T: Sidecar>(pub Arc<T>);
+                    impl<T: Sidecar> tonic::server::UnaryService<super::GetPhaseRequest>
+                    for GetPhaseSvc<T> {
+                        type Response = super::GetPhaseResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetPhaseRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Sidecar>::get_phase(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetPhaseSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mecha.v1.Sidecar/ListSwaps" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSwapsSvc<T: Sidecar>(pub Arc<T>);
+                    impl<T: Sidecar> tonic::server::UnaryService<super::ListSwapsRequest>
+                    for ListSwapsSvc<T> {
+                        type Response = super::ListSwapsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListSwapsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Sidecar>::list_swaps(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSwapsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for SidecarServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "mecha.v1.Sidecar";
+    impl<T> tonic::server::NamedService for SidecarServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}

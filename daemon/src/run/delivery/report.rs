@@ -16,9 +16,10 @@ use tokio::time::Instant;
 
 use super::super::live::Live;
 use super::super::runtime::Runtime;
-use super::set::{Received, to_wire};
+use super::set::Received;
 use super::spans::Applying;
 use super::{Shared, Speaks};
+use crate::phases;
 
 /// How often is looked while something is on its way, and otherwise. A set that has come into force is looked at at
 /// once.
@@ -117,7 +118,7 @@ fn report(set: &Received, runtime: &Runtime) -> Option<wire::Report> {
             return failed(reason.unwrap_or("the document cannot be used; the log of the sidecar says why"));
         };
         wire::Entry {
-            phase: to_wire(standing.phase).into(),
+            phase: standing.phase.map(phases::to_wire).unwrap_or_default().into(),
             reached: standing.reached,
             pending: standing.pending,
             failed: standing.failed,

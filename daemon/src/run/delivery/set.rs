@@ -12,6 +12,7 @@ use mecha_resources::{Component, Configuration, Loaded};
 
 use super::super::operator::documents::{Item, Kind, Mirror};
 use super::super::source::DocumentSet;
+use crate::phases::from_wire;
 
 /// A set, and how it came here.
 #[derive(Clone, Debug)]
@@ -85,7 +86,7 @@ impl Received {
         let (mut mirror, mut moves) = (Mirror::default(), BTreeMap::new());
         for document in &self.documents {
             let Ok(Some((kind, item))) = read(&document.kind, &document.resource, namespace) else { continue };
-            let moving = document.r#move.as_ref().and_then(|m| Some((m, phase(m.phase)?)));
+            let moving = document.r#move.as_ref().and_then(|m| Some((m, from_wire(m.phase)?)));
             let Some((record, phase)) = moving else {
                 mirror.set(kind, item);
                 continue;
@@ -122,7 +123,7 @@ impl Received {
     /// How many components are in each phase.
     pub(super) fn phases(&self) -> BTreeMap<&'static str, u64> {
         let mut phases: BTreeMap<&'static str, u64> = SwapPhase::ALL.iter().map(|p| (p.as_str(), 0)).collect();
-        for phase in self.documents.iter().filter_map(|d| phase(d.r#move.as_ref()?.phase)) {
+        for phase in self.documents.iter().filter_map(|d| from_wire(d.r#move.as_ref()?.phase)) {
             *phases.entry(phase.as_str()).or_default() += 1;
         }
         phases
@@ -149,30 +150,4 @@ fn read(kind: &str, resource: &Bytes, namespace: &str) -> Result<Option<(Kind, I
 
 fn read_name(document: &wire::Document, namespace: &str) -> Option<String> {
     Some(read(&document.kind, &document.resource, namespace).ok()??.1.name)
-}
-
-/// The phase of a message; `None` where this version does not know it.
-fn phase(wire: i32) -> Option<SwapPhase> {
-    Some(match wire::Phase::try_from(wire).ok()? {
-        wire::Phase::Unspecified => return None,
-        wire::Phase::Prepare => SwapPhase::Prepare,
-        wire::Phase::Switch => SwapPhase::Switch,
-        wire::Phase::Drain => SwapPhase::Drain,
-        wire::Phase::Paused => SwapPhase::Paused,
-        wire::Phase::Finalize => SwapPhase::Finalize,
-        wire::Phase::RollBack => SwapPhase::RollBack,
-    })
-}
-
-/// The phase as messages carry it.
-pub(super) fn to_wire(phase: Option<SwapPhase>) -> wire::Phase {
-    match phase {
-        None => wire::Phase::Unspecified,
-        Some(SwapPhase::Prepare) => wire::Phase::Prepare,
-        Some(SwapPhase::Switch) => wire::Phase::Switch,
-        Some(SwapPhase::Drain) => wire::Phase::Drain,
-        Some(SwapPhase::Paused) => wire::Phase::Paused,
-        Some(SwapPhase::Finalize) => wire::Phase::Finalize,
-        Some(SwapPhase::RollBack) => wire::Phase::RollBack,
-    }
 }
