@@ -119,6 +119,8 @@ fn table(document: &Value) -> String {
             "REDELIVERED",
             "CUT OFF",
             "DATA MOVED",
+            "EMPTIED",
+            "REASON",
         ]);
         for swap in &swaps {
             let columns = [
@@ -137,6 +139,8 @@ fn table(document: &Value) -> String {
                 "redelivered",
                 "failed",
                 "dataMoved",
+                "emptied",
+                "reason",
             ];
             table.row(columns.iter().map(|column| text(&swap[*column])).collect());
         }
@@ -167,12 +171,18 @@ mod tests {
                 "change": "updated", "from": "state.sqlite/v1", "to": "state.redis/v1", "outcome": "applied",
                 "inFlight": 3, "finished": 3, "redelivered": 0, "failed": 0, "switchMs": 12.5, "durationMs": 14.0,
                 "dataMoved": false
+            }, {
+                "generation": 2, "time": "2026-01-01T00:00:01Z", "kind": "Component", "name": "bus",
+                "change": "updated", "from": "pubsub.redis/v1", "to": "pubsub.kafka/v1", "outcome": "cutOff",
+                "inFlight": 0, "finished": 0, "redelivered": 1, "failed": 0, "switchMs": 20.0, "durationMs": 90000.0,
+                "emptied": false, "reason": "the old broker was not read to its end"
             }],
             "refused": [{ "kind": "Resiliency", "name": "policies", "reason": "no such thing" }]
         }));
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].contains("state.sqlite/v1") && lines[1].contains("applied"), "{text}");
-        assert!(lines[4].contains("policies") && lines[4].contains("no such thing"), "{text}");
+        assert!(lines[2].contains("false") && lines[2].ends_with("the old broker was not read to its end"), "{text}");
+        assert!(lines[5].contains("policies") && lines[5].contains("no such thing"), "{text}");
         assert_eq!(table(&serde_json::json!({ "swaps": [] })), "nothing changed since the start\n");
     }
 }
