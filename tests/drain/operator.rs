@@ -341,6 +341,18 @@ async fn every_kind_of_document_follows_the_streams_of_the_operator() {
     double.tell(&memory("second"), ResourceEventType::Created);
     assert_eq!(applied(&sidecar, generation, "Component", "second").await, generation + 1);
 
+    // One that cannot be used leaves the one of before, and not the defaults.
+    tell(json!({"metrics": {"http": {"excludeVerbs": "now and then"}}}));
+    let reason = eventually("the Configuration to be refused", || async {
+        let phase = http.get("/v1.0-mecha/phase").send().await.expect(200).json();
+        let refused = phase["refused"].as_array().unwrap().iter().find(|r| r["kind"] == "Configuration")?.clone();
+        (refused["name"] == "main").then(|| refused["reason"].as_str().unwrap().to_owned())
+    })
+    .await;
+    assert!(reason.contains("excludeVerbs"), "{reason}");
+    http.get("/v1.0/state/first/none").send().await.expect(204);
+    assert!(!sidecar.metrics().await.contains("method=\"GET\""));
+
     load.progress(20).await;
     load.finish().await;
     sidecar.signal(Signal::Term);

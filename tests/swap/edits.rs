@@ -150,12 +150,25 @@ async fn what_nobody_takes_away_on_purpose_stays() {
         nothing_refused(&http).await;
         there().await;
     }
-    in_place("config.yaml", "");
-    let reason = refused(&http, "Configuration", "disk").await;
-    assert!(reason.contains("config.yaml is empty"), "{reason}");
-    http.get("/v1.0/secrets/secrets/PATH").send().await.expect(403);
-    in_place("config.yaml", configuration);
-    nothing_refused(&http).await;
+    // A Configuration that cannot be read keeps nothing else out, and leaves a receipt.
+    let broken = configuration.replace("metadata: {", "metadata: {{");
+    for (text, part) in [("", "config.yaml is empty"), (&broken, "config.yaml:3")] {
+        let before = generation(&http).await;
+        in_place("config.yaml", text);
+        let reason = refused(&http, "Configuration", "config").await;
+        assert!(reason.contains(part), "{reason}");
+        let receipt = ended(&http, before, "Configuration", "config").await;
+        assert_eq!((&receipt["outcome"], &receipt["reason"]), (&"refused".into(), &reason.as_str().into()));
+        let metadata = sidecar.metadata().await;
+        assert_eq!(metadata["extended"]["mecha.refused.Configuration.config"], reason.as_str(), "{metadata}");
+        assert!(metric(&sidecar, "mecha_reload_refused", &["kind=\"Configuration\""]).await >= 1.0);
+        documents.write("more.yaml", &memory(&format!("more{before}")));
+        assert_eq!(ended(&http, before, "Component", &format!("more{before}")).await["outcome"], "applied");
+        http.get("/v1.0/secrets/secrets/PATH").send().await.expect(403);
+        in_place("config.yaml", configuration);
+        nothing_refused(&http).await;
+    }
+    sidecar.wait_log("Configuration config stays as it was, the change is refused").await;
 
     // In a file that is read before the one that defined it so far.
     let before = generation(&http).await;
@@ -217,6 +230,41 @@ async fn what_did_not_change_is_not_touched() {
     assert_eq!(generation(&http).await, 3);
     assert_eq!(http.get("/v1.0/state/store/a").send().await.expect(200).text(), "1");
     assert!(sidecar.runs());
+}
+
+/// One of several is wrong: the others apply, and an edit that is taken back is forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mistake_in_one_policy_keeps_no_other_out() {
+    let policy = |name: &str, trip: &str| {
+        format!(
+            "apiVersion: dapr.io/v1alpha1\nkind: Resiliency\nmetadata: {{name: {name}}}\nspec:\n  policies:\n    \
+             circuitBreakers:\n      {name}: {{trip: '{trip}'}}\n  targets: {{}}\n"
+        )
+    };
+    let (right, wrong) = ("consecutiveFailures > 5", "consecutiveFailures >");
+    let builder = Sidecar::builder().app_id("policies").switch("mecha-strict");
+    let sidecar = builder.document("one.yaml", &policy("one", right)).start().await;
+    let (http, documents) = (sidecar.http(), Documents::of(&sidecar));
+    // Two mistakes and one that is right, at once.
+    documents.write("all.yaml", &[policy("two", wrong), policy("three", wrong), policy("four", right)].join("---\n"));
+    assert_eq!(ended(&http, 0, "Resiliency", "four").await["outcome"], "applied");
+    for name in ["two", "three"] {
+        let reason = refused(&http, "Resiliency", name).await;
+        assert!(reason.contains(&format!("circuit breaker {name}")), "{reason}");
+        assert_eq!(ended(&http, 0, "Resiliency", name).await["outcome"], "refused");
+    }
+    // One is mended, the other taken away again.
+    let before = generation(&http).await;
+    documents.write("all.yaml", &[policy("two", right), policy("four", right)].join("---\n"));
+    assert_eq!(ended(&http, before, "Resiliency", "two").await["change"], "added");
+    nothing_refused(&http).await;
+    // What was there is broken, and then as it was.
+    documents.write("one.yaml", &policy("one", wrong));
+    refused(&http, "Resiliency", "one").await;
+    let before = generation(&http).await;
+    documents.write("one.yaml", &policy("one", right));
+    nothing_refused(&http).await;
+    assert_eq!(generation(&http).await, before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,6 +7,7 @@
 mod backends;
 mod brokers;
 mod edits;
+mod files;
 mod fleet;
 mod inputs;
 mod load;

@@ -186,8 +186,8 @@ impl Runtime {
         Ok(())
     }
 
-    /// Takes on other policies. In strict mode one mistake keeps all of them out.
-    pub(super) fn apply_resiliency(&self, documents: &[Located<Resiliency>], strict: bool) -> Result<(), String> {
+    /// Takes on other policies; those with a mistake are left out.
+    pub(super) fn apply_resiliency(&self, documents: &[Located<Resiliency>]) {
         let documents: Vec<Resiliency> = documents.iter().map(|d| d.value.clone()).collect();
         for doc in &documents {
             tracing::info!(target: "dapr.runtime.resiliency", "Loading Resiliency configuration: {}", doc.name());
@@ -196,14 +196,10 @@ impl Runtime {
         for mistake in &mistakes {
             tracing::error!(target: "dapr.runtime.resiliency", "Could not read resiliency policy {mistake}");
         }
-        if strict && !mistakes.is_empty() {
-            return Err(mistakes.join("; "));
-        }
         let policies = Arc::new(policies);
         policies.continue_apps(&self.policies.swap(policies.clone()));
         self.core.invoke.set_policies(Some(policies.clone()));
         self.loader.set_policies(policies);
-        Ok(())
     }
 
     /// Takes on other HTTPEndpoints. In strict mode one that cannot be made stays as it was.

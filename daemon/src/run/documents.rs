@@ -1,6 +1,7 @@
 //! The documents of a run, filtered for this app.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use mecha_core::loader::{Moving, Wanted};
@@ -50,7 +51,7 @@ pub(super) struct Finding {
 
 /// The documents of a set that concern this app. Nothing is logged: see [`report`].
 pub(super) fn select(set: DocumentSet, options: &Options) -> Documents {
-    let DocumentSet { configuration, loaded, moves } = set;
+    let DocumentSet { configuration, loaded, moves, .. } = set;
     let policy = |d: &Diagnostic| {
         let found = loaded.refused.iter().find(|r| r.origin.file == d.file && r.origin.document == d.document)?;
         (d.severity == Severity::Error && found.kind == Resiliency::KIND).then(|| found.meta.name.clone())
@@ -74,7 +75,8 @@ pub(super) fn select(set: DocumentSet, options: &Options) -> Documents {
     }
 }
 
-fn holding(loaded: &Loaded) -> BTreeSet<Arc<str>> {
+/// The files that hold a document of ours.
+pub(super) fn holding(loaded: &Loaded) -> BTreeSet<Arc<str>> {
     fn files<T>(list: &[Located<T>]) -> impl Iterator<Item = Arc<str>> {
         list.iter().map(|d| d.origin.file.clone())
     }
@@ -185,8 +187,10 @@ fn keep<T: Resource + Clone>(
             continue;
         }
         let file = &old.origin.file;
+        // A folder of too many files hides the last ones.
+        let hidden = |d: &Diagnostic| Path::new(&**file).parent() == Some(Path::new(&*d.file)) && is_there(file);
         let broken = findings.iter().map(|f| &f.diagnostic);
-        let broken = broken.filter(|d| d.severity == Severity::Error && d.file == *file);
+        let broken = broken.filter(|d| d.severity == Severity::Error && (d.file == *file || hidden(d)));
         let mut causes: Vec<String> = broken.map(ToString::to_string).collect();
         if causes.is_empty() && !holding.contains(file) && is_half_written(file) {
             causes.push(format!("{file}: holds no document any more; delete the file to take away what it declared"));
@@ -198,12 +202,21 @@ fn keep<T: Resource + Clone>(
     }
 }
 
+fn is_there(file: &str) -> bool {
+    std::fs::symlink_metadata(file).is_ok()
+}
+
 /// Whether a file that holds no document is there and does not look as if that were meant: writers in place begin by
 /// making it empty. Comments alone are meant.
 fn is_half_written(file: &str) -> bool {
-    let documents = [".yaml", ".yml"].iter().any(|end| file.ends_with(end));
-    let text = if documents { std::fs::read_to_string(file).ok() } else { None };
-    text.is_some_and(|text| {
+    if !is_there(file) || ![".yaml", ".yml"].iter().any(|end| file.ends_with(end)) {
+        return false;
+    }
+    // A folder or a pipe in its place; the latter would wait for a writer.
+    if std::fs::metadata(file).is_ok_and(|m| !m.is_file()) {
+        return true;
+    }
+    std::fs::read_to_string(file).is_ok_and(|text| {
         let mut lines = text.lines().map(str::trim).filter(|line| !matches!(*line, "" | "---" | "...")).peekable();
         lines.peek().is_none() || lines.any(|line| !line.starts_with('#'))
     })

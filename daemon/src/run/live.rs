@@ -198,6 +198,7 @@ pub(super) async fn run(options: Options, log_losses: LogLosses) -> ExitCode {
     };
     let building = async {
         let set = source.list(Depth::Everything).await.map_err(|e| e.to_string())?;
+        set.configuration_fault.clone().map_or(Ok(()), Err)?;
         let documents = documents::select(set, &fix.options);
         documents::report(&documents.findings);
         Ok::<_, String>((Runtime::build(&fix, &documents, None).await?, documents))

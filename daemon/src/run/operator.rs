@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mecha_core::Tasks;
-use mecha_resources::{Configuration, Loaded};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -134,9 +133,7 @@ impl Source for Operator {
         }
         // What is read from here on counts as seen.
         *self.seen.lock() = *self.shared.version.borrow();
-        let (configuration, loaded): (Configuration, Loaded) =
-            self.shared.mirror.lock().read(&self.settings.configurations);
-        Ok(DocumentSet { configuration, loaded, ..DocumentSet::default() })
+        Ok(self.shared.mirror.lock().read(&self.settings.configurations))
     }
 
     async fn changed(&self) {

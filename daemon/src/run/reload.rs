@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mecha_components_api::CancellationToken;
-use mecha_core::swap::{Change, Drained, Refused, Subject};
+use mecha_core::metrics::Metrics;
+use mecha_core::policies::Policies;
+use mecha_core::swap::{Change, Drained, Subject};
 use mecha_resources::{Configuration, HttpEndpoint, Located, Resiliency, Resource, SpecHash, Subscription};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -172,6 +174,9 @@ impl Reloader {
             Ok(set) => set,
             Err(e) => return self.give_up(&e.to_string()),
         };
+        if let Some(fault) = &set.configuration_fault {
+            return self.give_up(fault);
+        }
         let next = documents::select(set, &self.fix.options);
         documents::report(&next.findings);
         self.rebuild(next).await;
@@ -213,13 +218,15 @@ impl Reloader {
             }
             Err(e) => {
                 // Nothing is known of what is wanted, so nothing changes.
-                let core = self.live.load().core.clone();
-                if core.swaps.refuse(Configuration::KIND, self.source.name(), &e.to_string()) {
+                let (runtime, name) = (self.live.load(), self.source.name());
+                let pending = runtime.core.swaps.begin(plain(Configuration::KIND, name, Change::Updated));
+                if !is_known(&runtime, Configuration::KIND, name, &e.to_string()) {
                     tracing::error!(
                         target: "dapr.runtime.hotreload",
                         "the documents cannot be read, everything stays as it was: {e}"
                     );
                 }
+                pending.refused(&e.to_string(), true);
             }
         }
     }
@@ -268,6 +275,7 @@ impl Reloader {
         let strict = self.fix.options.strict.degrade;
         let runtime = self.live.load();
         runtime.core.swaps.accept(Configuration::KIND, self.source.name());
+        let fault = set.configuration_fault.clone();
         let mut next = documents::select(set, &self.fix.options);
         let news: Vec<Finding> = next.findings.iter().filter(|f| !self.current.findings.contains(f)).cloned().collect();
         documents::report(&news);
@@ -291,7 +299,12 @@ impl Reloader {
         self.broken = broken;
         self.current.findings.clone_from(&next.findings);
 
-        if next.configuration != self.current.configuration {
+        if let Some(cause) = fault {
+            let name = configuration_name(&self.current.configuration);
+            let pending = runtime.core.swaps.begin(plain(Configuration::KIND, &name, Change::Updated));
+            self.refused(&runtime, pending, Configuration::KIND, &name, &cause);
+            next.configuration = self.current.configuration.clone();
+        } else if next.configuration != self.current.configuration {
             self.changed_for_restart(Configuration::KIND, &configuration_name(&next.configuration), Change::Updated);
             let pending = runtime.core.swaps.begin(plain(
                 Configuration::KIND,
@@ -301,6 +314,7 @@ impl Reloader {
             let applied = runtime.apply_configuration(&self.fix, &self.current.configuration, &next.configuration);
             match applied.await {
                 Ok(()) => {
+                    accept_all(&runtime, Configuration::KIND, |_| false);
                     done(pending, &runtime);
                     self.current.configuration = next.configuration.clone();
                 }
@@ -312,9 +326,9 @@ impl Reloader {
                 }
             }
         } else {
-            runtime.core.swaps.accept(Configuration::KIND, &configuration_name(&next.configuration));
+            accept_all(&runtime, Configuration::KIND, |_| false);
         }
-        self.apply_resiliency(&runtime, &mut next, strict);
+        self.apply_resiliency(&runtime, &next.resiliencies, strict);
         let report = runtime.loader.reconcile(next.wanted()).await;
         self.current.components.clone_from(&next.components);
         self.current.moves.clone_from(&next.moves);
@@ -325,8 +339,22 @@ impl Reloader {
         self.note(&runtime, report);
     }
 
-    fn apply_resiliency(&mut self, runtime: &Runtime, next: &mut Documents, strict: bool) {
-        let changes = differences(&self.current.resiliencies, &next.resiliencies);
+    fn apply_resiliency(&mut self, runtime: &Runtime, next: &[Located<Resiliency>], strict: bool) {
+        let before = &self.current.resiliencies;
+        let mut changes = differences(before, next);
+        let mut wanted = next.to_vec();
+        let broken = |name: &str| self.broken.contains_key(&(Resiliency::KIND, name.to_owned()));
+        // Here, since what came of an edit that is taken back is no change.
+        accept_all(runtime, Resiliency::KIND, |name| broken(name) || changes.iter().any(|(n, _)| n == name));
+        if strict {
+            changes.retain(|(name, change)| {
+                let Some(cause) = mistakes(next, name) else { return true };
+                let pending = runtime.core.swaps.begin(plain(Resiliency::KIND, name, *change));
+                self.refused(runtime, pending, Resiliency::KIND, name, &cause);
+                stay(&mut wanted, before, name);
+                false
+            });
+        }
         if changes.is_empty() {
             return;
         }
@@ -334,21 +362,12 @@ impl Reloader {
             .iter()
             .map(|(name, change)| {
                 self.changed_for_restart(Resiliency::KIND, name, *change);
-                (name, runtime.core.swaps.begin(plain(Resiliency::KIND, name, *change)))
+                runtime.core.swaps.begin(plain(Resiliency::KIND, name, *change))
             })
             .collect();
-        match runtime.apply_resiliency(&next.resiliencies, strict) {
-            Ok(()) => {
-                pending.into_iter().for_each(|(_, pending)| done(pending, runtime));
-                self.current.resiliencies.clone_from(&next.resiliencies);
-            }
-            Err(cause) => {
-                for (name, pending) in pending {
-                    self.refused(runtime, pending, Resiliency::KIND, name, &cause);
-                }
-                next.resiliencies.clone_from(&self.current.resiliencies);
-            }
-        }
+        runtime.apply_resiliency(&wanted);
+        pending.into_iter().for_each(|pending| done(pending, runtime));
+        self.current.resiliencies = wanted;
     }
 
     async fn apply_endpoints(&mut self, runtime: &Runtime, next: Vec<Located<HttpEndpoint>>, edited: bool) {
@@ -377,8 +396,7 @@ impl Reloader {
                 done(pending, runtime);
                 continue;
             };
-            let is_it = |r: &Refused| r.kind == HttpEndpoint::KIND && r.name == *name && r.reason == failure.cause;
-            if !swaps.refused().iter().any(is_it) {
+            if !is_known(runtime, HttpEndpoint::KIND, name, &failure.cause) {
                 failure.tell();
             }
             pending.refused(&failure.cause, failure.kept);
@@ -440,14 +458,25 @@ impl Reloader {
         name: &str,
         cause: &str,
     ) {
-        let known = runtime.core.swaps.refused().iter().any(|r| r.kind == kind && r.name == name && r.reason == cause);
-        if !known {
+        if !is_known(runtime, kind, name, cause) {
             tracing::error!(
                 target: "dapr.runtime.hotreload",
                 "{kind} {name} stays as it was, the change is refused: {cause}"
             );
         }
         pending.refused(cause, true);
+    }
+}
+
+/// Whether it is refused for this reason already.
+fn is_known(runtime: &Runtime, kind: &str, name: &str, cause: &str) -> bool {
+    runtime.core.swaps.refused().iter().any(|r| r.kind == kind && r.name == name && r.reason == cause)
+}
+
+/// What is refused of a kind is in force or gone by now, but for those that `stays` names.
+fn accept_all(runtime: &Runtime, kind: &'static str, stays: impl Fn(&str) -> bool) {
+    for refused in runtime.core.swaps.refused().iter().filter(|r| r.kind == kind && !stays(&r.name)) {
+        runtime.core.swaps.accept(kind, &refused.name);
     }
 }
 
@@ -462,6 +491,20 @@ fn done(mut pending: mecha_core::swap::Pending, runtime: &Runtime) {
     }
     pending.switched(0);
     pending.ended(Drained::default());
+}
+
+/// What is wrong in the policies of this name.
+fn mistakes(documents: &[Located<Resiliency>], name: &str) -> Option<String> {
+    let mine = documents.iter().filter(|d| d.value.name() == name).map(|d| d.value.clone());
+    let (_, mistakes) = Policies::compile(&mine.collect::<Vec<_>>(), Arc::new(Metrics::disabled()));
+    (!mistakes.is_empty()).then(|| mistakes.join("; "))
+}
+
+/// Puts the documents of `before` with this name in the place of those of `now`.
+fn stay<T: Resource + Clone>(now: &mut Vec<Located<T>>, before: &[Located<T>], name: &str) {
+    let place = now.iter().position(|d| d.value.name() == name).unwrap_or(now.len());
+    now.retain(|d| d.value.name() != name);
+    now.splice(place..place, before.iter().filter(|d| d.value.name() == name).cloned());
 }
 
 fn configuration_name(configuration: &Configuration) -> String {

@@ -39,6 +39,8 @@ pub(super) enum Depth {
 pub(super) struct DocumentSet {
     /// The Configuration in force, merged.
     pub(super) configuration: Configuration,
+    /// Why the Configuration as it stands cannot be used: the one of before stays, whatever `configuration` holds.
+    pub(super) configuration_fault: Option<String>,
     /// Every other document, with all findings. A document that cannot be read is missing here
     /// and has a finding of severity error that names the file (or the stream) it came from.
     pub(super) loaded: Loaded,
@@ -69,8 +71,7 @@ pub(super) trait Source: fmt::Debug + Send + Sync + 'static {
     /// set, then answers from memory.
     ///
     /// # Errors
-    /// The source cannot be read, or its Configuration is wrong. Mistakes in other documents
-    /// are findings in the set.
+    /// The source cannot be read. Mistakes in documents are part of the set.
     async fn list(&self, depth: Depth) -> Result<DocumentSet, SourceError>;
 
     /// Returns when something may have changed since the last [`Source::list`] began. Never

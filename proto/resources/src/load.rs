@@ -352,8 +352,7 @@ pub(crate) fn yaml_files(dir: &Path, findings: &mut Vec<Diagnostic>) -> Result<V
         let path = entry.map_err(unreadable)?.path();
         let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
         // A pipe or a device would block; a broken link is reported when it is opened.
-        let regular = std::fs::metadata(&path).map_or(true, |m| m.is_file());
-        if yaml && regular {
+        if yaml && std::fs::metadata(&path).map_or_else(|_| !is_lock_of_emacs(&path), |m| m.is_file()) {
             files.push(path);
         }
     }
@@ -364,6 +363,11 @@ pub(crate) fn yaml_files(dir: &Path, findings: &mut Vec<Diagnostic>) -> Result<V
         files.truncate(MAX_FILES);
     }
     Ok(files)
+}
+
+/// Emacs marks a file that somebody edits by a link to nowhere beside it.
+fn is_lock_of_emacs(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".#")) && path.is_symlink()
 }
 
 pub(crate) fn read_limited(path: &Path) -> io::Result<String> {

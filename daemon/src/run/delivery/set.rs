@@ -8,7 +8,7 @@ use mecha_core::loader::Moving;
 use mecha_core::trace::TraceContext;
 use mecha_proto::delivery as wire;
 use mecha_resources::kinds::SwapPhase;
-use mecha_resources::{Component, Configuration, Loaded};
+use mecha_resources::{Component, Loaded};
 
 use super::super::operator::documents::{Item, Kind, Mirror};
 use super::super::source::DocumentSet;
@@ -116,8 +116,7 @@ impl Received {
             }
             mirror.set(kind, item);
         }
-        let (configuration, loaded): (Configuration, Loaded) = mirror.read(configurations);
-        DocumentSet { configuration, loaded, moves }
+        DocumentSet { moves, ..mirror.read(configurations) }
     }
 
     /// How many components are in each phase.

@@ -6,8 +6,10 @@ use std::fmt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use mecha_resources::{Configuration, Loaded};
+use mecha_resources::{Configuration, Loaded, Located, Refused, Resource, Severity};
 use serde_json::{Map, Value};
+
+use super::super::source::DocumentSet;
 
 /// Documents of one kind kept; a control plane that sends more has lost its way.
 const MAX_DOCUMENTS: usize = 10_000;
@@ -157,17 +159,24 @@ impl Mirror {
     }
 
     /// Everything as documents. `configurations` are merged in their order.
-    pub(in crate::run) fn read(&self, configurations: &[String]) -> (Configuration, Loaded) {
+    pub(in crate::run) fn read(&self, configurations: &[String]) -> DocumentSet {
         let mut loaded = Loaded::default();
         for ((kind, name), item) in &self.items {
             loaded.read_json(&format!("operator: {}/{name}", kind.name()), &item.value);
         }
-        let mut merged = Configuration::default();
+        let (mut configuration, mut faults) = (Configuration::default(), Vec::new());
         for name in configurations {
             if let Some(found) = loaded.configurations.iter().find(|c| c.value.meta.name == *name) {
-                merged.merge(found.value.clone());
+                configuration.merge(found.value.clone());
+            }
+            // Without it the defaults would be in force, which let in who is kept out.
+            let is_it = |r: &&Located<Refused>| r.value.kind == Configuration::KIND && r.value.meta.name == *name;
+            if let Some(refused) = loaded.refused.iter().find(is_it) {
+                let mistakes = loaded.diagnostics.iter().filter(|d| d.file == refused.origin.file);
+                faults.extend(mistakes.filter(|d| d.severity == Severity::Error).map(ToString::to_string));
             }
         }
-        (merged, loaded)
+        let configuration_fault = (!faults.is_empty()).then(|| faults.join("; "));
+        DocumentSet { configuration, configuration_fault, loaded, ..DocumentSet::default() }
     }
 }

@@ -22,6 +22,12 @@ pub(super) struct Watch {
 struct State {
     #[cfg(target_os = "linux")]
     events: Option<linux::Events>,
+    /// Where links led to when the events were asked for: it may be elsewhere by now. `None` without links.
+    #[cfg(target_os = "linux")]
+    places: Option<Vec<Option<PathBuf>>>,
+    /// That there are no events was said.
+    #[cfg(target_os = "linux")]
+    warned: bool,
     /// What the last look saw.
     seen: Option<Vec<Stamp>>,
 }
@@ -44,27 +50,45 @@ impl Watch {
                 match linux::Events::new(&self.folders) {
                     Ok(events) => {
                         state.events = Some(events);
+                        state.places = self.places();
+                        state.warned = false;
                         // What happened before the watch stood would go unnoticed.
                         return;
                     }
-                    Err(e) => tracing::warn!(
-                        target: "dapr.runtime.hotreload",
-                        "cannot watch the resources folders, looking at them each {LOOK:?} instead: {e}"
-                    ),
+                    Err(e) if !state.warned => {
+                        state.warned = true;
+                        tracing::warn!(
+                            target: "dapr.runtime.hotreload",
+                            "cannot watch the resources folders, looking at them each {LOOK:?} instead: {e}"
+                        );
+                    }
+                    Err(_) => {}
                 }
             }
-            if let Some(events) = &mut state.events {
-                match events.next().await {
-                    // A folder that was replaced needs a new watch.
-                    Ok(linux::Seen::Files) => return,
-                    Ok(linux::Seen::Folder) => {
-                        state.events = None;
-                        tokio::time::sleep(LOOK).await;
+            let State { events: watched, places, .. } = &mut *state;
+            if let Some(events) = watched {
+                let seen = loop {
+                    if places.is_none() {
+                        break events.next().await;
+                    }
+                    match tokio::time::timeout(LOOK, events.next()).await {
+                        Ok(seen) => break seen,
+                        Err(_) if self.places() == *places => {}
+                        Err(_) => break Ok(linux::Seen::Folder),
+                    }
+                };
+                match seen {
+                    Ok(seen) => {
+                        // A folder that was replaced needs a new watch.
+                        let elsewhere = places.is_some() && self.places() != *places;
+                        if seen == linux::Seen::Folder || elsewhere {
+                            *watched = None;
+                        }
                         return;
                     }
                     Err(e) => {
                         tracing::warn!(target: "dapr.runtime.hotreload", "watching the resources folders failed: {e}");
-                        state.events = None;
+                        *watched = None;
                     }
                 }
             }
@@ -77,6 +101,13 @@ impl Watch {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn places(&self) -> Option<Vec<Option<PathBuf>>> {
+        let places: Vec<_> = self.folders.iter().map(|folder| folder.canonicalize().ok()).collect();
+        let plain = self.folders.iter().map(|folder| std::path::absolute(folder).ok());
+        (!plain.eq(places.iter().cloned())).then_some(places)
     }
 
     fn look(&self) -> Vec<Stamp> {
