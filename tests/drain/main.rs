@@ -7,6 +7,7 @@
 mod handover;
 mod identity;
 mod ledger;
+mod left;
 mod load;
 mod operator;
 mod rolling;

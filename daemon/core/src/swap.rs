@@ -1,12 +1,14 @@
 //! Receipts of changes: what was switched, what was in flight, how it ended.
 
 mod moves;
+mod reading;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -14,6 +16,8 @@ use tokio::time::Instant;
 
 use crate::metrics::{Metric, Metrics};
 pub use moves::{MoveRecord, PhaseRecord};
+pub(crate) use reading::Reader;
+pub use reading::{Cut, Patience};
 
 /// Receipts that are kept; older ones are in the log only.
 const KEPT: usize = 256;
@@ -77,6 +81,8 @@ pub struct Drained {
     pub failed: u64,
     /// Whether the old broker had nothing more to deliver; `None` where nothing is read.
     pub emptied: Option<bool>,
+    /// Why it was left before that.
+    pub cut: Option<Cut>,
 }
 
 impl Drained {
@@ -93,6 +99,7 @@ impl Drained {
             redelivered: self.redelivered + other.redelivered,
             failed: self.failed + other.failed,
             emptied,
+            cut: self.cut.or(other.cut),
         }
     }
 }
@@ -161,9 +168,16 @@ pub struct Refused {
 #[derive(Debug)]
 pub struct Swaps {
     metrics: Arc<Metrics>,
+    log: ArcSwap<Log>,
+    refused: Mutex<BTreeMap<(&'static str, String), String>>,
+}
+
+/// The receipts of a process, over all its runtimes: a change ends in another one than it began in where its old
+/// broker is still read when the runtime is replaced.
+#[derive(Debug, Default)]
+struct Log {
     generation: AtomicU64,
     kept: Mutex<VecDeque<Receipt>>,
-    refused: Mutex<BTreeMap<(&'static str, String), String>>,
 }
 
 /// A change that is under way. Dropped without an end it counts as failed.
@@ -196,25 +210,28 @@ impl Swaps {
     /// No changes yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, generation: AtomicU64::new(0), kept: Mutex::default(), refused: Mutex::default() }
+        Self { metrics, log: ArcSwap::default(), refused: Mutex::default() }
     }
 
-    /// Takes over what another one knows, when a runtime replaces another.
+    /// Shares the receipts of another one, when a runtime replaces another.
     pub fn succeed(&self, before: &Self) {
-        self.generation.store(before.generation.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.kept.lock().clone_from(&before.kept.lock());
+        self.log.store(before.log.load_full());
     }
 
     /// Number of the latest change.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Relaxed)
+        self.log.load().generation.load(Ordering::Relaxed)
+    }
+
+    fn next_generation(&self) -> u64 {
+        self.log.load().generation.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// The receipts that are kept, oldest first.
     #[must_use]
     pub fn list(&self) -> Vec<Receipt> {
-        self.kept.lock().iter().cloned().collect()
+        self.log.load().kept.lock().iter().cloned().collect()
     }
 
     /// Documents that are not in force as they stand.
@@ -278,7 +295,8 @@ impl Swaps {
     }
 
     fn keep(&self, receipt: Receipt) {
-        let mut kept = self.kept.lock();
+        let log = self.log.load();
+        let mut kept = log.kept.lock();
         if let Some(slot) = kept.iter_mut().rev().find(|r| r.generation == receipt.generation) {
             *slot = receipt;
             return;
@@ -316,7 +334,7 @@ impl Pending {
         let elapsed = self.began.elapsed();
         let Some(receipt) = &mut self.receipt else { return };
         if receipt.generation == 0 {
-            receipt.generation = self.owner.generation.fetch_add(1, Ordering::Relaxed) + 1;
+            receipt.generation = self.owner.next_generation();
         }
         receipt.switch_ms = ms(elapsed);
         receipt.duration_ms = receipt.switch_ms;
@@ -381,7 +399,7 @@ impl Pending {
         receipt.duration_ms = ms(self.began.elapsed());
         if self.owner.refuse(receipt.kind, &receipt.name, reason) {
             if receipt.generation == 0 {
-                receipt.generation = self.owner.generation.fetch_add(1, Ordering::Relaxed) + 1;
+                receipt.generation = self.owner.next_generation();
             }
             self.owner.count(&receipt);
             self.owner.keep(receipt);

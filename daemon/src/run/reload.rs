@@ -197,9 +197,9 @@ impl Reloader {
         // Same name, same address: taking it back later would take the next one's back.
         old.name.hand_on();
         runtime.name.begin();
-        *self.attached.lock() = tokio::spawn(app_side::attach(runtime, self.fix.options.clone(), began));
+        *self.attached.lock() = tokio::spawn(app_side::attach(runtime.clone(), self.fix.options.clone(), began));
         // Requests that began on the old runtime finish there.
-        tokio::spawn(async move { stop::retire(old).await });
+        tokio::spawn(stop::retire(old, runtime));
         self.current = next;
         self.next_try = Some(Instant::now() + QUIET_LIMIT);
     }

@@ -1,6 +1,7 @@
 //! Input bindings: sources that run while the app takes their events.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,14 +13,15 @@ use mecha_components_api::{
 use mecha_resiliency::{CallClass, Failure};
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::app::{AppChannel, AppError, BindingReply};
 use crate::core::Core;
 use crate::cx::{Cx, Front, TraceHeaders};
 use crate::metrics::{Following, OpMetrics};
-use crate::pubsub::busy::Busy;
+use crate::pubsub::busy::{Busy, REDELIVERY};
 use crate::store::InputHandle;
-use crate::swap::Drained;
+use crate::swap::{Cut, Drained, Patience, Reader};
 use crate::tasks::Tasks;
 use crate::trace::{SpanKind, TraceContext};
 
@@ -213,7 +215,7 @@ impl Inputs {
                 settled: reading.misses_nothing(),
                 in_flight: reading.busy.running(),
                 given_back: reading.busy.given_back(),
-                empty: !keeps || (*reading.standing.borrow() == Standing::Settled && reading.busy.idle_for(EMPTY)),
+                empty: !keeps || reading.is_empty(),
             },
             // The app takes no events for now, so nobody knows.
             None => BesideState { settled: true, in_flight: 0, given_back: 0, empty: !keeps },
@@ -258,6 +260,11 @@ impl Inputs {
         self.state.lock().running.remove(name).map(Leaving::alone)
     }
 
+    /// Reads an instance of the runtime that this one took the place of, until it is left.
+    pub fn take_up(&self, core: &Arc<Core>, handle: Arc<InputHandle>) -> Option<Leaving> {
+        self.launch(core, handle).map(Leaving::alone)
+    }
+
     fn launch(&self, core: &Arc<Core>, handle: Arc<InputHandle>) -> Option<Reading> {
         let app = core.app().ok()?.clone();
         let tasks = core.tasks.child();
@@ -289,6 +296,30 @@ impl Reading {
     fn misses_nothing(&self) -> bool {
         self.standing.borrow().misses_nothing()
     }
+
+    /// Whether nothing comes from a source that can be reached.
+    fn is_empty(&self) -> bool {
+        *self.standing.borrow() == Standing::Settled && self.busy.idle_for(EMPTY) && self.busy.owes_nothing(REDELIVERY)
+    }
+
+    /// Waits until it is empty; why it was not, in the end.
+    async fn to_its_end(&self, inputs: &Inputs, patience: Patience) -> Option<Cut> {
+        let mut reader = Reader::begin(patience);
+        while !self.is_empty() {
+            if self.tasks.stopping().is_cancelled() {
+                return Some(Cut::Stopped);
+            }
+            if !inputs.state.lock().on {
+                reader.waits();
+            }
+            let cut = reader.over(Some(self.busy.news()));
+            if cut.is_some() {
+                return cut;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        None
+    }
 }
 
 /// Waits for a source. One whose app does not answer counts: its events wait for the app anyway.
@@ -316,30 +347,40 @@ impl Leaving {
         self.reading.busy.running()
     }
 
-    /// Lets the source go: one that keeps events is read until it is empty where `read_on` says
-    /// so, else until the next one reads. Events in flight are finished; all within `deadline`. Once
-    /// `taken_over` fires, a later source reads what this one does, and it is not read any further.
-    pub async fn drain(self, read_on: bool, deadline: Duration, taken_over: &CancellationToken) -> Drained {
-        let Reading { handle, tasks, busy, standing } = self.reading;
-        let (in_flight, before) = (busy.running(), busy.given_back());
-        let limit = tokio::time::Instant::now() + deadline;
-        let mut emptied = None;
-        if read_on && handle.inner.keeps_events() {
-            let empty = || *standing.borrow() != Standing::Secured && busy.idle_for(EMPTY);
-            let over = || taken_over.is_cancelled() || tasks.stopping().is_cancelled();
-            while !empty() && tokio::time::Instant::now() < limit && !over() {
-                tokio::time::sleep(LOOK).await;
+    /// Lets the source go: one that keeps events is read until it is empty where `read_on` says how long, else until
+    /// the next one reads, `grace` at most. Events in flight get `grace` in the end. Once `taken_over` fires, a later
+    /// source reads what this one does, and it is not read any further.
+    pub async fn drain(
+        self,
+        inputs: &Inputs,
+        read_on: Option<Patience>,
+        grace: Duration,
+        taken_over: &CancellationToken,
+    ) -> Drained {
+        let (in_flight, before) = (self.reading.busy.running(), self.reading.busy.given_back());
+        let (mut emptied, mut cut) = (None, None);
+        match (read_on, self.next) {
+            (Some(patience), _) if self.reading.handle.inner.keeps_events() => {
+                cut = tokio::select! {
+                    biased;
+                    () = taken_over.cancelled() => None,
+                    cut = self.reading.to_its_end(inputs, patience) => {
+                        emptied = Some(cut.is_none());
+                        cut
+                    }
+                };
             }
-            emptied = (!taken_over.is_cancelled()).then(empty);
-        } else if let Some(mut next) = self.next {
-            let _ = tokio::time::timeout_at(limit, next.wait_for(|s| *s != Standing::Secured)).await;
+            (_, Some(mut next)) => {
+                let _ = timeout(grace, next.wait_for(|s| *s != Standing::Secured)).await;
+            }
+            _ => {}
         }
+        let Reading { tasks, busy, .. } = self.reading;
         tasks.stop();
-        let left = limit.saturating_duration_since(tokio::time::Instant::now()).max(RETRY_FIRST);
-        let finished = tokio::time::timeout(left, tasks.shut_down()).await.is_ok();
+        let finished = timeout(grace.max(RETRY_FIRST), tasks.shut_down()).await.is_ok();
         let failed = if finished { 0 } else { busy.running().max(1) };
         let redelivered = busy.given_back() - before;
-        Drained { in_flight, finished: in_flight.saturating_sub(failed), redelivered, failed, emptied }
+        Drained { in_flight, finished: in_flight.saturating_sub(failed), redelivered, failed, emptied, cut }
     }
 }
 
@@ -419,6 +460,16 @@ impl Source {
     }
 }
 
+/// What tells an event from others: sources that keep events say in the metadata where they have it.
+struct Mark<'e>(&'e BindingEvent);
+
+impl Hash for Mark<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.data.hash(state);
+        self.0.metadata.iter().for_each(|item| item.hash(state));
+    }
+}
+
 #[async_trait]
 impl OnBindingEvent for Source {
     fn secured(&self) {
@@ -463,12 +514,16 @@ impl OnBindingEvent for Source {
         match outcome {
             Ok(reply) => {
                 let cx = Cx { front: Front::Http, trace };
-                self.act(&cx, &reply).await?;
+                if let Err(e) = self.act(&cx, &reply).await {
+                    self.busy.give_back(Mark(&event));
+                    return Err(e);
+                }
+                self.busy.settle(Some(Mark(&event)));
                 Ok((!reply.data.is_empty()).then_some(reply.data))
             }
             Err(e) => {
                 let text = e.map(|f| f.0).to_string();
-                self.busy.give_back();
+                self.busy.give_back(Mark(&event));
                 span.fail("the app did not take the event");
                 tracing::error!(target: "dapr.runtime", "error from app consumer for binding [{name}]: {text}");
                 Err(Error::internal(text).with_retry(Retry::Always))

@@ -1,8 +1,10 @@
 //! One instance takes another's place: new first, switch, drain, close.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use mecha_components_api::CancellationToken;
 use mecha_resources::Component;
 use parking_lot::Mutex;
@@ -13,7 +15,7 @@ use crate::bindings::Leaving;
 use crate::etag::EtagMark;
 use crate::pubsub::{Leave, Swap};
 use crate::store::drain_until;
-use crate::swap::{Drained, Pending};
+use crate::swap::{Drained, Patience, Pending};
 
 /// How long the subscriptions or the source of a new instance may take to be in place before the
 /// old one stays, or is left anyway where the mode does not keep it. The old one serves meanwhile.
@@ -25,43 +27,94 @@ const SHORT_GRACE: Duration = Duration::from_secs(3);
 /// A broker that delivered nothing for this long counts as empty. Longer than other sidecars
 /// take to switch their publishers after one edit that all of them see.
 pub(super) const IDLE: Duration = Duration::from_secs(3);
-/// How long an old broker is read at most.
-const READ_OLD: Duration = Duration::from_secs(90);
+/// How long an old broker, or an old source of events, is read on. One that delivers may have a long way to go, and
+/// costs little; it ends all the same where somebody goes on writing there.
+const READ_OLD: Patience = Patience { stalled: Duration::from_secs(90), whole: Duration::from_secs(24 * 3600) };
 
 /// Said of an instance that is not read to its end.
 const TAKEN_OVER: &str = "a later change came back to it: what was left there is for the instance of that change";
 
-/// Replaced instances that are read until they are empty, by name and by what they read. A later instance
-/// that reads the same takes the reading over.
+/// Replaced instances that are read until they are empty. A later instance that reads the same takes the reading over,
+/// and so does the next runtime.
 #[derive(Default)]
-pub(super) struct Emptying(Mutex<Vec<(String, Source, Weak<CancellationToken>)>>);
+pub(super) struct Emptying(Mutex<Readings>);
 
-impl Emptying {
-    /// One more; it is off the list once the token is dropped.
-    fn add(&self, name: &str, source: Option<Source>) -> Arc<CancellationToken> {
-        let taken_over = Arc::default();
-        let mut all = self.0.lock();
-        all.retain(|(.., token)| token.strong_count() > 0);
-        all.extend(source.map(|source| (name.to_owned(), source, Arc::downgrade(&taken_over))));
-        taken_over
+#[derive(Default)]
+struct Readings {
+    all: Vec<Weak<OldReading>>,
+    /// The next runtime, once there is one.
+    heir: Option<Arc<Loader>>,
+}
+
+/// The reading of a replaced instance.
+#[derive(Default)]
+pub(super) struct OldReading {
+    name: String,
+    source: Option<Source>,
+    /// Somebody else reads on.
+    over: CancellationToken,
+    /// The next runtime, where it is that.
+    heir: OnceLock<Arc<Loader>>,
+}
+
+impl OldReading {
+    /// Fires when somebody else reads on.
+    pub(super) fn over(&self) -> &CancellationToken {
+        &self.over
     }
 
-    fn take_over(&self, name: &str, source: &Source) {
-        let all = self.0.lock();
-        let mine = all.iter().filter(|(n, s, _)| n == name && s == source);
-        mine.filter_map(|(.., token)| token.upgrade()).for_each(|token| token.cancel());
+    fn hand_on(&self, heir: &Arc<Loader>) {
+        if self.heir.set(heir.clone()).is_ok() {
+            self.over.cancel();
+        }
     }
 }
 
-/// Said of an instance that was left before it was read to its end.
-const NOT_EMPTIED: &str = "the old one was not read to its end: what is left there is delivered once a component of \
-                           this app reads it again";
+impl Emptying {
+    /// One more; it is off the list once it is dropped.
+    pub(super) fn add(&self, name: &str, source: Option<Source>) -> Arc<OldReading> {
+        let reading = Arc::new(OldReading { name: name.to_owned(), source, ..OldReading::default() });
+        let mut readings = self.0.lock();
+        readings.all.retain(|reading| reading.strong_count() > 0);
+        readings.all.push(Arc::downgrade(&reading));
+        if let Some(heir) = &readings.heir {
+            reading.hand_on(heir);
+        }
+        reading
+    }
+
+    fn hand_on(&self, heir: &Arc<Loader>) {
+        self.0.lock().heir = Some(heir.clone());
+        self.all().iter().for_each(|reading| reading.hand_on(heir));
+    }
+
+    fn all(&self) -> Vec<Arc<OldReading>> {
+        self.0.lock().all.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn take_over(&self, name: &str, source: &Source) {
+        let all = self.all();
+        let mine = all.iter().filter(|r| r.name == name && r.source.as_ref() == Some(source));
+        mine.for_each(|reading| reading.over.cancel());
+    }
+}
 
 /// What reads from an instance that is left.
 #[derive(Default)]
 pub(super) struct Readers {
     pub(super) subscriptions: Option<Swap>,
     pub(super) input: Option<Leaving>,
+}
+
+/// How an instance is left.
+#[derive(Clone, Copy)]
+pub(super) struct Rest {
+    /// What follows it reads the same, or nothing follows: nothing has to be read to its end.
+    pub(super) same_place: bool,
+    /// Calls and events in flight at the switch.
+    pub(super) in_flight: u64,
+    /// What they get to end.
+    pub(super) grace: Duration,
 }
 
 impl Loader {
@@ -104,7 +157,7 @@ impl Loader {
                     Some(input) => match self.inputs.replace(core, input.clone(), ATTACH, keeps).await {
                         Ok(before) => before,
                         Err(late) => {
-                            let _ = late.drain(false, SHORT_GRACE, &CancellationToken::new()).await;
+                            let _ = late.drain(&self.inputs, None, SHORT_GRACE, &CancellationToken::new()).await;
                             parts.close().await;
                             return Err(format!("its source was not in place within {ATTACH:?}"));
                         }
@@ -139,10 +192,15 @@ impl Loader {
         Ok(())
     }
 
-    /// Waits until everything that was replaced is closed, `limit` at most.
-    pub async fn left(&self, limit: Duration) {
+    /// Waits until everything that was replaced is closed.
+    pub async fn left(&self) {
         let all = u32::try_from(MOST_DRAINING).unwrap_or(u32::MAX);
-        let _ = tokio::time::timeout(limit, self.draining.acquire_many(all)).await;
+        let _ = self.draining.acquire_many(all).await;
+    }
+
+    /// Lets the runtime that takes this one's place read on what is not at its end yet.
+    pub fn hand_on(&self, heir: &Arc<Self>) {
+        self.emptying.hand_on(heir);
     }
 
     /// Takes what has `name` out of use and lets it drain in the background.
@@ -177,7 +235,8 @@ impl Loader {
             self.leave_readers(&old, name, &mut readers).await;
             let (never, stopping) = (CancellationToken::new(), self.core.tasks.stopping());
             // Nothing serves meanwhile, so a copy that would be waited for must not be left.
-            drain_all(old, readers, true, 1, SHORT_GRACE, &never, stopping).await;
+            let rest = Rest { same_place: true, in_flight: 1, grace: SHORT_GRACE };
+            self.drain_all(old, readers, rest, &never, stopping).await;
         }
         match self.make(c, draft, true).await {
             Ok(instance) => {
@@ -242,7 +301,7 @@ impl Loader {
 
     /// Lets an instance that nobody finds any more drain, then closes it.
     async fn retire(
-        &self,
+        self: &Arc<Self>,
         old: Parts,
         readers: Readers,
         same_place: bool,
@@ -253,10 +312,6 @@ impl Loader {
         let events = readers.subscriptions.as_ref().map_or(0, Swap::in_flight)
             + readers.input.as_ref().map_or(0, Leaving::in_flight);
         let in_flight = old.users().saturating_sub(standing) + events;
-        let taken_over = match (same_place, old.info()) {
-            (false, Some(info)) => self.emptying.add(&info.name, old.source()),
-            _ => Arc::default(),
-        };
         let pending = pending.map(|mut pending| {
             if let Some(receipt) = pending.receipt() {
                 receipt.data_moved = moved;
@@ -264,28 +319,108 @@ impl Loader {
             pending.switched(in_flight);
             pending
         });
+        let rest = Rest { same_place, in_flight, grace: GRACE };
+        self.let_drain(old, readers, rest, Drained::default(), pending).await;
+    }
+
+    /// Drains and closes an instance in the background; `before` is what happened to it so far.
+    async fn let_drain(
+        self: &Arc<Self>,
+        old: Parts,
+        readers: Readers,
+        rest: Rest,
+        before: Drained,
+        pending: Option<Pending>,
+    ) {
+        let reading = match (rest.same_place, old.info()) {
+            (false, Some(info)) => self.emptying.add(&info.name, old.source()),
+            _ => Arc::default(),
+        };
         // The number that drains is bounded; a change that finds too many waits here.
         let permit = self.draining.clone().acquire_owned().await;
-        let stopping = self.core.tasks.stopping().clone();
+        let (loader, stopping) = (self.clone(), self.core.tasks.stopping().clone());
         self.core.tasks.spawn("drain of a replaced component", async move {
             let _permit = permit;
-            let drained = drain_all(old, readers, same_place, in_flight, GRACE, &taken_over, &stopping).await;
+            let drained = before.and(loader.read_on(&old, readers, rest, &reading.over).await);
+            if let Some(heir) = reading.heir.get() {
+                return heir.take_up(old, rest, drained, pending).await;
+            }
+            let drained = close(old, drained, rest, &stopping).await;
             let Some(mut pending) = pending else { return };
             let receipt = pending.receipt();
-            if taken_over.is_cancelled() {
+            if reading.over.is_cancelled() {
                 receipt.into_iter().for_each(|r| r.reason = Some(TAKEN_OVER.to_owned()));
-            } else if drained.emptied == Some(false) {
+            } else if let Some(cut) = drained.cut {
                 if let Some(receipt) = receipt {
                     let (name, before) = (&receipt.name, receipt.from.as_deref().unwrap_or_default());
-                    tracing::warn!(
-                        target: "dapr.runtime.hotreload", "component {name}, before as {before}: {NOT_EMPTIED}"
+                    let reason = format!(
+                        "the old one was not read to its end, {cut}: what is left there is delivered once a component \
+                         of this app reads it again"
                     );
-                    receipt.reason = Some(NOT_EMPTIED.to_owned());
+                    tracing::warn!(
+                        target: "dapr.runtime.hotreload", "component {name}, before as {before}: {reason}"
+                    );
+                    receipt.reason = Some(reason);
                 }
                 return pending.cut_off(drained);
             }
             pending.ended(drained);
         });
+    }
+
+    /// Reads on what the runtime before has left, unless it is read here anyway. Boxed, because its end may lead here
+    /// again.
+    fn take_up(
+        self: &Arc<Self>,
+        old: Parts,
+        rest: Rest,
+        before: Drained,
+        pending: Option<Pending>,
+    ) -> BoxFuture<'_, ()> {
+        let snapshot = self.core.store.snapshot();
+        let own = old.info().and_then(|info| Parts::of(&snapshot, &info.name));
+        let same_place = own.is_some_and(|own| own.same_place(&old));
+        let readers = match &old {
+            Parts::PubSub(h) if !same_place => {
+                Readers { subscriptions: Some(self.core.pubsub.manager().take_up(h.clone())), input: None }
+            }
+            Parts::Binding { input: Some(h), .. } if !same_place => {
+                Readers { subscriptions: None, input: self.inputs.take_up(&self.core, h.clone()) }
+            }
+            _ => Readers::default(),
+        };
+        self.let_drain(old, readers, Rest { same_place, ..rest }, before, pending).boxed()
+    }
+
+    /// Lets what reads from an instance end. Once `over` fires, nobody waits until it is empty.
+    async fn read_on(&self, old: &Parts, readers: Readers, rest: Rest, over: &CancellationToken) -> Drained {
+        let mut drained = Drained::default();
+        if let Some(swap) = readers.subscriptions {
+            let leave = if rest.same_place { Leave::AtOnce(rest.grace) } else { Leave::WhenIdle(IDLE, READ_OLD) };
+            let handle = match old {
+                Parts::PubSub(h) => Some(h.clone()),
+                _ => None,
+            };
+            drained = drained.and(swap.drain(handle, leave, rest.grace, over).await);
+        }
+        if let Some(input) = readers.input {
+            let patience = (!rest.same_place).then_some(READ_OLD);
+            drained = drained.and(input.drain(&self.inputs, patience, rest.grace, over).await);
+        }
+        drained
+    }
+
+    /// Drains and closes an instance. Once `over` fires, nobody waits until what it reads is empty.
+    pub(super) async fn drain_all(
+        &self,
+        old: Parts,
+        readers: Readers,
+        rest: Rest,
+        over: &CancellationToken,
+        stopping: &CancellationToken,
+    ) -> Drained {
+        let drained = self.read_on(&old, readers, rest, over).await;
+        close(old, drained, rest, stopping).await
     }
 }
 
@@ -298,25 +433,9 @@ fn settle(mut pending: Pending, in_flight: u64, moved: Option<bool>, drained: Dr
     pending.ended(drained);
 }
 
-/// Drains and closes `old`. Once `taken_over` fires, nobody waits until what it reads is empty.
-pub(super) async fn drain_all(
-    old: Parts,
-    readers: Readers,
-    same_place: bool,
-    in_flight: u64,
-    grace: Duration,
-    taken_over: &CancellationToken,
-    stopping: &CancellationToken,
-) -> Drained {
-    let mut drained = Drained::default();
-    if let Some(swap) = readers.subscriptions {
-        let (leave, deadline) = if same_place { (Leave::AtOnce, grace) } else { (Leave::WhenIdle(IDLE), READ_OLD) };
-        drained = drained.and(swap.drain(leave, deadline, grace, taken_over).await);
-    }
-    if let Some(input) = readers.input {
-        let deadline = if same_place { grace } else { READ_OLD };
-        drained = drained.and(input.drain(!same_place, deadline, taken_over).await);
-    }
+/// Closes an instance once its last user is gone, and completes the account of it.
+async fn close(old: Parts, drained: Drained, rest: Rest, stopping: &CancellationToken) -> Drained {
+    let Rest { in_flight, grace, .. } = rest;
     let left = match old {
         Parts::State(h) => drain_until(h, grace, stopping).await,
         Parts::PubSub(h) => drain_until(h, grace, stopping).await,

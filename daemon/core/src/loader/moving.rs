@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mecha_components_api::{CancellationToken, Hold};
+use mecha_components_api::Hold;
 use mecha_resources::Component;
 use mecha_resources::kinds::SwapPhase;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::content::Drawn;
-use super::exchange::{ATTACH, GRACE, IDLE, Readers, drain_all};
+use super::exchange::{ATTACH, GRACE, IDLE, Readers, Rest};
 use super::instance::{Instance, Parts};
 use super::reconcile::{Entry, KIND, Running, Step, Trouble, excluded, kind_and_version};
 use super::{Failure, LoadFailure, Loader};
@@ -464,18 +464,23 @@ impl Loader {
             target: "dapr.runtime.hotreload",
             "component {name}: {} is closed, {} in flight", beside.document.log_name(), rest.in_flight
         );
+        let reading = self.emptying.add(name, parts.source().filter(|_| !at_once && !same_place));
         let permit = self.draining.clone().acquire_owned().await;
-        let stopping = self.core.tasks.stopping().clone();
+        let (loader, stopping) = (self.clone(), self.core.tasks.stopping().clone());
         self.core.tasks.spawn("drain of a side of a move", async move {
             let _permit = permit;
-            let (at_once, never) = (at_once || same_place, CancellationToken::new());
-            let mut drained = drain_all(parts, readers, at_once, in_flight, GRACE, &never, &stopping).await;
+            let how = Rest { same_place: at_once || same_place, in_flight, grace: GRACE };
+            let mut drained = loader.drain_all(parts, readers, how, reading.over(), &stopping).await;
             drained.redelivered += redelivered;
             drained.emptied = drained.emptied.or(reads.then_some(rest.empty));
             *closing.drained.lock() = drained;
             closing.done.store(true, Ordering::Release);
             if let Some(receipt) = receipt {
-                if back { receipt.rolled_back(drained, why) } else { receipt.ended(drained) }
+                match drained.cut {
+                    _ if back => receipt.rolled_back(drained, why),
+                    Some(_) => receipt.cut_off(drained),
+                    None => receipt.ended(drained),
+                }
             }
         });
     }

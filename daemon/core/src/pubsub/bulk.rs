@@ -75,6 +75,7 @@ impl Deliver for BulkLine {
             return Verdict::Release;
         }
         let _busy = self.line.busy.enter();
+        let data = msg.data.clone();
         let (verdict, answer) = oneshot::channel();
         let ask = async {
             self.queue.send(Item { msg, verdict }).await.ok()?;
@@ -85,9 +86,7 @@ impl Deliver for BulkLine {
             verdict = ask => verdict.unwrap_or(Verdict::Release),
             () = self.line.kill.cancelled() => Verdict::Release,
         };
-        if verdict != Verdict::Ack {
-            self.line.busy.give_back();
-        }
+        self.line.note(verdict, &data);
         verdict
     }
 }

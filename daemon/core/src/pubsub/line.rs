@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use mecha_components_api::{CancellationToken, Clock, Deliver, Delivery, Metadata, Publish, Retry, Verdict};
 use mecha_resiliency::{CallClass, Failure, RunError};
 use tokio::sync::{Notify, watch};
@@ -160,19 +161,28 @@ impl Deliver for Line {
             return Verdict::Release;
         }
         let _busy = self.busy.enter();
+        let data = msg.data.clone();
         let verdict = tokio::select! {
             biased;
             verdict = self.process(msg) => verdict,
             () = self.kill.cancelled() => Verdict::Release,
         };
-        if verdict != Verdict::Ack {
-            self.busy.give_back();
-        }
+        self.note(verdict, &data);
         verdict
     }
 }
 
 impl Line {
+    /// Keeps account of what became of an event with this content.
+    pub(super) fn note(&self, verdict: Verdict, data: &Bytes) {
+        match verdict {
+            // Without the ids of an envelope two events may be alike.
+            Verdict::Ack => self.busy.settle((self.raw == Ok(false)).then_some(data)),
+            Verdict::Retry | Verdict::Release if self.handle.inner.caps().redelivers => self.busy.give_back(data),
+            Verdict::Retry | Verdict::Release => self.busy.give_up(),
+        }
+    }
+
     async fn process(&self, mut msg: Delivery) -> Verdict {
         let topic = self.bare(&msg.topic).to_owned();
         let (event, path) = match self.read(&msg, &topic) {

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::bulk::bulk;
+use super::busy::REDELIVERY;
 use super::line::{Line, Progress};
 use super::publish::broker_topic;
 use crate::app::AppSubscription;
@@ -24,8 +25,6 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// Pauses between failed starts.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_LAST: Duration = Duration::from_secs(5);
-/// An event that a broker was given back comes again within this time.
-pub(super) const REDELIVERY: Duration = Duration::from_secs(75);
 /// A subscription that ran for this long starts over with the first pause.
 const HEALTHY: Duration = Duration::from_secs(30);
 
@@ -122,24 +121,18 @@ impl Run {
         false
     }
 
-    /// Waits until nothing came for `idle` and what went back to the broker has come again,
-    /// `limit` at most. Whether the broker had nothing more.
-    pub(super) async fn idle(&self, idle: Duration, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
-        while !self.is_idle(idle) {
-            if Instant::now() >= deadline || self.done.is_cancelled() {
-                return false;
-            }
-            sleep(Duration::from_millis(20).min(limit)).await;
-        }
-        true
+    /// Whether it is in place, nothing came for `idle`, and what went back to the broker has come again.
+    pub(super) fn is_idle(&self, idle: Duration) -> bool {
+        self.is_in_place() && self.line.busy.idle_for(idle) && self.line.busy.owes_nothing(REDELIVERY)
     }
 
-    /// Whether nothing came for `idle` and what went back to the broker has come again.
-    pub(super) fn is_idle(&self, idle: Duration) -> bool {
-        *self.line.progress.borrow() != Progress::Secured
-            && self.line.busy.idle_for(idle)
-            && self.line.busy.settled_for(REDELIVERY)
+    fn is_in_place(&self) -> bool {
+        *self.line.progress.borrow() == Progress::Attached
+    }
+
+    /// When an event was settled last, or failed for the first time.
+    pub(super) fn news(&self) -> Instant {
+        self.line.busy.news()
     }
 
     /// Events in flight.

@@ -1,6 +1,7 @@
 //! All subscriptions of this sidecar.
 
 mod beside;
+mod leave;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, join_all};
-use mecha_components_api::{CancellationToken, Clock, ErrorKind};
+use futures_util::future::join_all;
+use mecha_components_api::{Clock, ErrorKind};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -36,6 +37,7 @@ use crate::trace::Tracer;
 use beside::Beside;
 
 pub use beside::Reading;
+pub use leave::{Leave, Swap};
 
 /// How long a start waits for the brokers before it says who is subscribed.
 const START_WAIT: Duration = Duration::from_secs(5);
@@ -69,9 +71,12 @@ struct State {
     phase: Phase,
     runs: HashMap<Key, Entry>,
     streams: HashMap<u64, Stream>,
-    next_stream: u64,
     /// Second instances that are read as well, by component.
     beside: HashMap<String, Beside>,
+    /// Instances that were replaced and are read to their end.
+    leaving: HashMap<u64, Beside>,
+    /// Number of the next stream, or of the next one that is left.
+    next: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,27 +109,11 @@ enum Slot {
     Stream(u64),
 }
 
-/// A pub/sub component on its way from one instance to the next. Both deliver until it ends.
-/// Dropping it stops the old instance's subscriptions without waiting.
-#[must_use = "the old subscriptions go on until the swap is finished"]
-pub struct Swap {
-    owner: Arc<Subscriptions>,
-    new: Arc<PubSubHandle>,
-    old: Vec<(Slot, Run)>,
-    attached: bool,
-    /// Ends once the new ones read by themselves.
-    reads: Vec<BoxFuture<'static, ()>>,
-    /// Events in flight, and given back so far, on the old instance at the switch.
-    at_switch: (u64, u64),
-}
-
-/// When an instance that was replaced is left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leave {
-    /// Once the next one, which reads the same topics at the same place, reads, and the events in flight are done.
-    AtOnce,
-    /// Once it had nothing to deliver for this long.
-    WhenIdle(Duration),
+/// What read from an instance that is left.
+struct Left {
+    slot: Slot,
+    sub: Arc<AppSubscription>,
+    run: Run,
 }
 
 impl fmt::Debug for Subscriptions {
@@ -135,12 +124,6 @@ impl fmt::Debug for Subscriptions {
             .field("runs", &state.runs.len())
             .field("streams", &state.streams.len())
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Swap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Swap").field("old", &self.old.len()).field("attached", &self.attached).finish_non_exhaustive()
     }
 }
 
@@ -187,7 +170,7 @@ impl Subscriptions {
                 return;
             }
             state.phase = Phase::Still;
-            let beside = state.beside.values_mut().flat_map(Beside::pause).collect::<Vec<_>>();
+            let beside = state.others().flat_map(Beside::pause).collect::<Vec<_>>();
             (std::mem::take(&mut state.runs), beside)
         };
         tracing::debug!(target: "dapr.runtime", "paused {} subscriptions", runs.0.len() + runs.1.len());
@@ -207,19 +190,26 @@ impl Subscriptions {
     }
 
     /// Stops everything for good, streams too: no new events, those in flight finish within
-    /// `drain`, the others go back to the broker. Whether all finished.
+    /// `drain`, the others go back to the broker. Instances that were replaced are read on. Whether all finished.
     pub async fn stop(&self, drain: Duration) -> bool {
-        let (runs, streams, beside) = {
+        let finished = self.stop_app(drain).await;
+        let (streams, beside) = {
             let mut state = self.state.lock();
-            state.phase = Phase::Stopped;
-            (std::mem::take(&mut state.runs), std::mem::take(&mut state.streams), std::mem::take(&mut state.beside))
+            (std::mem::take(&mut state.streams), std::mem::take(&mut state.beside))
         };
         let streams = streams.into_values().filter_map(|s| s.run);
-        let beside = beside.into_values().flat_map(Beside::into_runs);
-        let all: Vec<Run> =
-            runs.into_values().map(|e| e.run).chain(streams).chain(beside.map(|(_, run)| run)).collect();
-        all.iter().for_each(Run::begin_stop);
-        join_all(all.iter().map(|run| run.stop(drain))).await.into_iter().all(|finished| finished)
+        end(streams.chain(beside.into_values().flat_map(Beside::into_runs)).collect(), drain).await && finished
+    }
+
+    /// As [`Subscriptions::stop`], and streams go on.
+    pub async fn stop_app(&self, drain: Duration) -> bool {
+        let runs: Vec<Run> = {
+            let mut state = self.state.lock();
+            state.phase = Phase::Stopped;
+            let runs = std::mem::take(&mut state.runs).into_values().map(|e| e.run);
+            runs.chain(state.beside.values_mut().flat_map(Beside::pause)).collect()
+        };
+        end(runs, drain).await
     }
 
     /// Stops the subscriptions of one pub/sub component, which is about to go. They stay
@@ -231,7 +221,7 @@ impl Subscriptions {
     /// As [`Subscriptions::remove`], with the account of what was in flight.
     pub async fn leave(&self, pubsub: &str, drain: Duration) -> Drained {
         let _turn = self.turn.lock().await;
-        let mut runs: Vec<Run> = self.take(pubsub).into_iter().map(|(_, run)| run).collect();
+        let mut runs: Vec<Run> = self.take(pubsub).into_iter().map(|left| left.run).collect();
         {
             // A stream keeps its place, so that it goes on when the component comes back.
             let mut state = self.state.lock();
@@ -244,7 +234,7 @@ impl Subscriptions {
         let redelivered = runs.iter().map(Run::given_back).sum::<u64>() - before;
         let failed = if finished.into_iter().all(|f| f) { 0 } else { redelivered.min(in_flight).max(1) };
         let finished = in_flight.saturating_sub(failed);
-        Drained { in_flight, finished, redelivered, failed, emptied: None }
+        Drained { in_flight, finished, redelivered, failed, ..Drained::default() }
     }
 
     /// Starts every wanted subscription of a component on its next instance, beside the old
@@ -303,21 +293,20 @@ impl Subscriptions {
                 }
                 // A stream that `take` left in its place hands its old run over here.
                 let before = match &slot {
-                    Slot::App(key) => state.runs.insert(key.clone(), Entry { sub, run }).map(|e| e.run),
+                    Slot::App(key) => state.runs.insert(key.clone(), Entry { sub: sub.clone(), run }).map(|e| e.run),
                     Slot::Stream(id) => match state.streams.get_mut(id) {
                         Some(stream) => stream.run.replace(run),
                         None => Some(run),
                     },
                 };
-                old.extend(before.map(|run| (slot, run)));
+                old.extend(before.map(|run| Left { slot, sub, run }));
             }
         }
         drop(late);
         if attached || !must {
             publish.await;
         }
-        let at_switch = old.iter().fold((0, 0), |(a, b), (_, run)| (a + run.in_flight(), b + run.given_back()));
-        Swap { owner: self.clone(), new, old, attached, reads, at_switch }
+        Swap::new(self.clone(), new, old).with(attached, reads)
     }
 
     /// The subscriptions that are on, for the metadata API.
@@ -370,12 +359,9 @@ impl Subscriptions {
         if state.phase == Phase::Stopped {
             return Err(failed(&req, "the sidecar is stopping"));
         }
-        let id = state.next_stream;
-        state.next_stream += 1;
-        let second = state.beside.get(&*sub.pubsub).map(|b| b.handle.clone());
-        let second = second.and_then(|h| self.launch(&sub, h, Target::Stream(wire.clone()), Routes::to("/")));
-        if let (Some(run), Some(beside)) = (second, state.beside.get_mut(&*sub.pubsub)) {
-            beside.streams.insert(id, run);
+        let id = state.take_number();
+        for beside in state.others().filter(|b| *b.handle.info.name == *sub.pubsub) {
+            self.launch_stream(beside, id, &sub, &wire);
         }
         state.streams.insert(id, Stream { sub, wire: wire.clone(), run: Some(run) });
         let owner = Arc::downgrade(self);
@@ -384,8 +370,8 @@ impl Subscriptions {
                 // Outside the lock: a run that is dropped stops its subscription.
                 let closed = {
                     let mut state = owner.state.lock();
-                    let second: Vec<Run> = state.beside.values_mut().filter_map(|b| b.streams.remove(&id)).collect();
-                    (state.streams.remove(&id), second)
+                    let others: Vec<Run> = state.others().flat_map(|b| b.close_streams(|other| other == id)).collect();
+                    (state.streams.remove(&id), others)
                 };
                 drop(closed);
             }
@@ -490,10 +476,11 @@ impl Subscriptions {
     }
 
     /// Takes the app's runs of one component off the list.
-    fn take(&self, pubsub: &str) -> Vec<(Slot, Run)> {
+    fn take(&self, pubsub: &str) -> Vec<Left> {
         let mut state = self.state.lock();
         let keys: Vec<Key> = state.runs.keys().filter(|(p, _)| p == pubsub).cloned().collect();
-        keys.into_iter().filter_map(|k| state.runs.remove(&k).map(|e| (Slot::App(k), e.run))).collect()
+        let taken = keys.into_iter().filter_map(|k| state.runs.remove_entry(&k));
+        taken.map(|(key, Entry { sub, run })| Left { slot: Slot::App(key), sub, run }).collect()
     }
 
     fn say_topics(&self) {
@@ -515,105 +502,17 @@ impl Subscriptions {
     }
 }
 
-impl Swap {
-    /// Whether every subscription of the new instance was in place in time.
-    #[must_use]
-    pub fn attached(&self) -> bool {
-        self.attached
+impl State {
+    fn take_number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
     }
+}
 
-    /// Subscriptions of the old instance.
-    #[must_use]
-    pub fn subscriptions(&self) -> u64 {
-        self.old.len() as u64
-    }
-
-    /// Events that were in flight on the old instance at the switch.
-    #[must_use]
-    pub fn in_flight(&self) -> u64 {
-        self.at_switch.0
-    }
-
-    /// Reads the old instance until nothing came for `idle`, then stops its subscriptions; all
-    /// within `deadline`. Whether everything finished.
-    pub async fn finish(self, idle: Duration, deadline: Duration) -> bool {
-        let never = CancellationToken::new();
-        let drained = self.drain(Leave::WhenIdle(idle), deadline, Duration::ZERO, &never).await;
-        drained.failed == 0 && drained.emptied != Some(false)
-    }
-
-    /// Leaves the old instance: reads it until `deadline` at most, then stops its subscriptions,
-    /// whose events in flight get `grace`. Once `taken_over` fires, a later instance reads the same
-    /// topics at the same place: what is left there is for that one, and nobody waits for silence.
-    pub async fn drain(
-        self,
-        leave: Leave,
-        deadline: Duration,
-        grace: Duration,
-        taken_over: &CancellationToken,
-    ) -> Drained {
-        // The new instance may be left itself while this one is read; no user of it may stay here.
-        let Self { new, old, reads, at_switch, .. } = self;
-        drop(new);
-        let limit = tokio::time::Instant::now() + deadline;
-        if leave == Leave::AtOnce {
-            let _ = tokio::time::timeout_at(limit, join_all(reads)).await;
-        }
-        let end = |run: Run| async move {
-            let left = || limit.saturating_duration_since(tokio::time::Instant::now());
-            let emptied = match leave {
-                Leave::AtOnce => None,
-                Leave::WhenIdle(idle) => tokio::select! {
-                    emptied = run.idle(idle, left()) => Some(emptied),
-                    () = taken_over.cancelled() => None,
-                },
-            };
-            let patience = if taken_over.is_cancelled() { grace } else { left().max(grace) };
-            let finished = run.stop(patience).await;
-            (finished, emptied, run.given_back())
-        };
-        let ended = join_all(old.into_iter().map(|(_, run)| end(run))).await;
-        let (in_flight, before) = at_switch;
-        let redelivered = ended.iter().map(|(_, _, given)| given).sum::<u64>().saturating_sub(before);
-        let cut = ended.iter().filter(|(finished, ..)| !finished).count() as u64;
-        let emptied =
-            ended.iter().map(|(_, emptied, _)| *emptied).reduce(|a, b| a.zip(b).map(|(a, b)| a && b)).flatten();
-        Drained { in_flight, finished: in_flight.saturating_sub(cut), redelivered, failed: cut, emptied }
-    }
-
-    /// Goes back to the old instance and stops the new one's subscriptions.
-    pub async fn roll_back(mut self, drain: Duration) {
-        let _turn = self.owner.turn.lock().await;
-        let mut new = Vec::new();
-        {
-            let mut state = self.owner.state.lock();
-            if state.phase != Phase::Stopped {
-                for (slot, run) in std::mem::take(&mut self.old) {
-                    match slot {
-                        Slot::App(key) => {
-                            if let Some(entry) = state.runs.get_mut(&key) {
-                                new.push(std::mem::replace(&mut entry.run, run));
-                            }
-                        }
-                        Slot::Stream(id) => {
-                            if let Some(stream) = state.streams.get_mut(&id) {
-                                new.extend(stream.run.replace(run));
-                            }
-                        }
-                    }
-                }
-                // What had no counterpart on the old instance.
-                let is_new = |run: &Run| Arc::ptr_eq(run.handle(), &self.new);
-                let keys: Vec<Key> =
-                    state.runs.iter().filter(|(_, e)| is_new(&e.run)).map(|(k, _)| k.clone()).collect();
-                new.extend(keys.iter().filter_map(|k| state.runs.remove(k)).map(|e| e.run));
-                for stream in state.streams.values_mut() {
-                    new.extend(stream.run.take_if(|run| is_new(run)));
-                }
-            }
-        }
-        join_all(new.iter().map(|run| run.stop(drain))).await;
-    }
+/// Stops all of them; whether all work finished within `drain`.
+async fn end(runs: Vec<Run>, drain: Duration) -> bool {
+    runs.iter().for_each(Run::begin_stop);
+    join_all(runs.iter().map(|run| run.stop(drain))).await.into_iter().all(|finished| finished)
 }
 
 fn key(sub: &AppSubscription) -> Key {

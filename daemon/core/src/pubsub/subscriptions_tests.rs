@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mecha_components_api::{Error, PubSubCaps, Verdict};
+use mecha_components_api::{CancellationToken, Error, PubSubCaps, Verdict};
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -9,11 +9,22 @@ use crate::app::{AppError, AppVerdict};
 use crate::cx::{Cx, Front};
 use crate::pubsub::testing::*;
 use crate::pubsub::{StreamRequest, ask_app};
+use crate::swap::{Cut, Drained, Patience};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn sub(topic: &str, path: &str) -> AppSubscription {
     AppSubscription { topic: topic.into(), default_route: Some(path.into()), ..orders() }
+}
+
+/// Reads what was on `old` until nothing came for `idle`, `limit` at most.
+async fn finish(rig: &Rig, swap: Swap, old: &Arc<FakeBroker>, idle: Duration, limit: Duration) -> Drained {
+    let patience = Patience { stalled: limit, whole: limit };
+    swap.drain(Some(rig.handle(old.clone())), Leave::WhenIdle(idle, patience), LIMIT, &CancellationToken::new()).await
+}
+
+fn emptied(drained: Drained) -> bool {
+    drained.emptied == Some(true) && drained.failed == 0 && drained.cut.is_none()
 }
 
 async fn rig() -> Rig {
@@ -69,7 +80,7 @@ async fn a_component_that_comes_later_is_subscribed_then() {
     assert!(rig.broker.topics().is_empty());
     let swap = rig.api.manager().replace(handle, LIMIT).await;
     assert!(swap.attached());
-    assert!(swap.finish(Duration::ZERO, LIMIT).await);
+    assert_eq!(swap.drain(None, Leave::AtOnce(LIMIT), LIMIT, &CancellationToken::new()).await.emptied, None);
     assert_eq!(rig.broker.topics(), ["a"]);
 }
 
@@ -170,7 +181,7 @@ async fn a_swap_starts_the_new_one_and_reads_the_old_one_until_it_is_empty() {
     assert_eq!(next.deliver("a", b"{}").await, Verdict::Ack);
     assert_eq!(rig.broker.deliver("a", b"{}").await, Verdict::Ack);
     rig.install(next.clone()).await;
-    assert!(swap.finish(Duration::from_millis(500), LIMIT).await);
+    assert!(emptied(finish(&rig, swap, &rig.broker, Duration::from_millis(500), LIMIT).await));
     assert!(rig.broker.topics().is_empty());
     let client = async {
         let event = stream.events.recv().await.unwrap();
@@ -210,7 +221,7 @@ async fn a_broker_that_keeps_events_is_switched_to_before_it_reads_and_not_taken
         rig.broker.topics()
     };
     let never = CancellationToken::new();
-    let (drained, still) = tokio::join!(swap.drain(Leave::AtOnce, LIMIT, LIMIT, &never), old);
+    let (drained, still) = tokio::join!(swap.drain(None, Leave::AtOnce(LIMIT), LIMIT, &never), old);
     assert_eq!((drained.failed, still), (0, vec!["a".to_owned()]));
     assert!(rig.broker.topics().is_empty());
 
@@ -219,7 +230,7 @@ async fn a_broker_that_keeps_events_is_switched_to_before_it_reads_and_not_taken
     let swap = manager.replace(rig.handle(last.clone()), LIMIT).await;
     assert!(swap.attached());
     rig.install(last.clone()).await;
-    assert!(swap.finish(Duration::from_millis(500), LIMIT).await);
+    assert!(emptied(finish(&rig, swap, &next, Duration::from_millis(500), LIMIT).await));
     let swap = manager.replace(rig.handle(next.clone()), LIMIT).await;
     assert!(swap.attached());
     let kept = async {
@@ -227,8 +238,8 @@ async fn a_broker_that_keeps_events_is_switched_to_before_it_reads_and_not_taken
         tokio::time::sleep(Duration::from_millis(300)).await;
         last.deliver("a", b"{}").await
     };
-    let (empty, verdict) = tokio::join!(swap.finish(Duration::from_millis(500), LIMIT * 2), kept);
-    assert_eq!((empty, verdict), (true, Verdict::Ack));
+    let (drained, verdict) = tokio::join!(finish(&rig, swap, &last, Duration::from_millis(500), LIMIT * 2), kept);
+    assert_eq!((emptied(drained), verdict), (true, Verdict::Ack));
 }
 
 #[tokio::test(start_paused = true)]
@@ -268,4 +279,175 @@ async fn the_apps_list_is_asked_for_until_it_answers() {
     assert_eq!(ask_app(&*rig.app).await, []);
     *rig.app.lists.lock() = (0..10).map(|_| refused()).collect();
     assert_eq!(ask_app(&*rig.app).await, []);
+}
+
+const IDLE: Duration = Duration::from_secs(3);
+const PATIENCE: Patience = Patience { stalled: Duration::from_secs(90), whole: Duration::from_secs(3600) };
+
+/// An app whose subscription to `a` is moved from `rig.broker` to another one, and what reads on.
+struct Moved {
+    rig: Rig,
+    next: Arc<FakeBroker>,
+    drain: tokio::task::JoinHandle<Drained>,
+    began: tokio::time::Instant,
+}
+
+impl Moved {
+    async fn of(rig: Rig) -> Self {
+        let next = FakeBroker::new(PubSubCaps::default());
+        let swap = rig.api.manager().replace(rig.handle(next.clone()), LIMIT).await;
+        assert!(swap.attached());
+        let old = rig.handle(rig.broker.clone());
+        rig.install(next.clone()).await;
+        let leave = Leave::WhenIdle(IDLE, PATIENCE);
+        let drain = tokio::spawn(async move { swap.drain(Some(old), leave, LIMIT, &CancellationToken::new()).await });
+        Self { rig, next, drain, began: tokio::time::Instant::now() }
+    }
+
+    async fn subscribed() -> Self {
+        let setup = Setup { caps: PubSubCaps { redelivers: true, ..PubSubCaps::default() }, ..Setup::default() };
+        let rig = Rig::new(setup).await;
+        rig.api.manager().start(Vec::new(), vec![sub("a", "/a")]).await;
+        Self::of(rig).await
+    }
+
+    /// How it ended, and when.
+    async fn end(self) -> (Drained, u64) {
+        let drained = self.drain.await.unwrap();
+        assert!(self.rig.broker.topics().is_empty());
+        (drained, self.began.elapsed().as_secs())
+    }
+}
+
+async fn secs(n: u64) {
+    tokio::time::sleep(Duration::from_secs(n)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_delivers_is_read_on_and_one_that_never_ends_is_left() {
+    let moved = Moved::subscribed().await;
+    for _ in 0..300 {
+        secs(2).await;
+        assert_eq!(moved.rig.broker.deliver("a", b"{}").await, Verdict::Ack);
+    }
+    let (drained, took) = moved.end().await;
+    assert_eq!((drained.emptied, drained.cut, took), (Some(true), None, 603));
+
+    let moved = Moved::subscribed().await;
+    let broker = moved.rig.broker.clone();
+    let feed = tokio::spawn(async move {
+        while !broker.topics().is_empty() {
+            broker.deliver("a", b"{}").await;
+            secs(2).await;
+        }
+    });
+    let (drained, took) = moved.end().await;
+    assert_eq!((drained.emptied, drained.cut), (Some(false), Some(Cut::Endless(PATIENCE.whole))));
+    assert!((3600..3605).contains(&took), "{took}");
+    feed.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_whose_events_always_fail_is_left_and_one_failure_cuts_nothing_off() {
+    let moved = Moved::subscribed().await;
+    moved.rig.app.always(|| Ok(AppVerdict::Retry));
+    let broker = moved.rig.broker.clone();
+    let feed = tokio::spawn(async move {
+        while !broker.topics().is_empty() {
+            broker.deliver("a", br#"{"id":"1"}"#).await;
+            secs(10).await;
+        }
+    });
+    let (drained, took) = moved.end().await;
+    assert_eq!((drained.emptied, drained.cut), (Some(false), Some(Cut::Stalled(PATIENCE.stalled))));
+    assert!((90..95).contains(&took), "{took}");
+    feed.await.unwrap();
+
+    // Events come for more than a minute, then one fails: it has its time to come again.
+    let moved = Moved::subscribed().await;
+    for _ in 0..35 {
+        secs(2).await;
+        moved.rig.broker.deliver("a", b"{}").await;
+    }
+    moved.rig.app.always(|| Ok(AppVerdict::Retry));
+    assert_eq!(moved.rig.broker.deliver("a", br#"{"id":"1"}"#).await, Verdict::Retry);
+    moved.rig.app.always(|| Ok(AppVerdict::Success));
+    secs(74).await;
+    assert_eq!(moved.rig.broker.deliver("a", br#"{"id":"1"}"#).await, Verdict::Ack);
+    let (drained, took) = moved.end().await;
+    assert_eq!((drained.emptied, drained.cut, took), (Some(true), None, 147));
+
+    // One that comes again at once holds nobody up.
+    let moved = Moved::subscribed().await;
+    moved.rig.app.always(|| Ok(AppVerdict::Retry));
+    moved.rig.broker.deliver("a", br#"{"id":"1"}"#).await;
+    moved.rig.app.always(|| Ok(AppVerdict::Success));
+    moved.rig.broker.deliver("a", br#"{"id":"1"}"#).await;
+    let (drained, took) = moved.end().await;
+    assert_eq!((drained.emptied, took), (Some(true), 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_app_that_is_not_well_gets_what_the_old_broker_holds_once_it_is() {
+    let moved = Moved::subscribed().await;
+    moved.rig.api.manager().pause();
+    secs(1000).await;
+    assert!(!moved.drain.is_finished() && moved.rig.broker.topics().is_empty());
+    moved.rig.api.manager().resume().await;
+    moved.rig.broker.wait_for_subscribers(1).await;
+    assert_eq!(moved.rig.broker.deliver("a", b"{}").await, Verdict::Ack);
+    assert_eq!(moved.end().await.0.emptied, Some(true));
+
+    // It was not well at the switch.
+    let rig = rig().await;
+    rig.api.manager().start(Vec::new(), vec![sub("a", "/a")]).await;
+    rig.api.manager().pause();
+    let moved = Moved::of(rig).await;
+    secs(100).await;
+    moved.rig.api.manager().resume().await;
+    moved.rig.broker.wait_for_subscribers(1).await;
+    assert_eq!(moved.end().await.0.emptied, Some(true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_subscribed_counts_for_the_old_broker_too() {
+    let moved = Moved::subscribed().await;
+    let manager = moved.rig.api.manager();
+    manager.start(Vec::new(), vec![sub("a", "/other"), sub("b", "/b")]).await;
+    secs(1).await;
+    assert_eq!(moved.rig.broker.topics(), ["a"]);
+    assert_eq!(moved.rig.broker.deliver("a", b"{}").await, Verdict::Ack);
+    assert_eq!(moved.rig.app.seen.lock().last().unwrap().path, "/other");
+    manager.start(Vec::new(), vec![sub("b", "/b")]).await;
+    eventually("no subscription", || moved.rig.broker.topics().is_empty()).await;
+    assert_eq!(moved.next.topics(), ["b"]);
+    assert_eq!(moved.end().await.0.emptied, Some(true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_opened_again_reads_the_old_broker_to_its_end() {
+    let rig = rig().await;
+    let open = async |rig: &Rig| {
+        let request = StreamRequest {
+            pubsub: "bus".into(),
+            topic: "a".into(),
+            metadata: Default::default(),
+            dead_letter_topic: None,
+        };
+        rig.api.stream(&Cx::new(Front::Grpc), request).await.unwrap()
+    };
+    let stream = open(&rig).await;
+    let moved = Moved::of(rig).await;
+    drop(stream);
+    secs(30).await;
+    assert!(!moved.drain.is_finished());
+    let mut stream = open(&moved.rig).await;
+    moved.rig.broker.wait_for_subscribers(1).await;
+    let client = async {
+        let event = stream.events.recv().await.unwrap();
+        assert!(stream.processed(&event.id, AppVerdict::Success));
+    };
+    let (verdict, ()) = tokio::join!(moved.rig.broker.deliver("a", br#"{"id":"1"}"#), client);
+    assert_eq!(verdict, Verdict::Ack);
+    assert_eq!(moved.end().await.0.emptied, Some(true));
 }

@@ -82,11 +82,10 @@ impl Pending {
     }
 
     fn number(&mut self) {
-        use std::sync::atomic::Ordering;
         if let Some(receipt) = &mut self.receipt
             && receipt.generation == 0
         {
-            receipt.generation = self.owner.generation.fetch_add(1, Ordering::Relaxed) + 1;
+            receipt.generation = self.owner.next_generation();
         }
         self.show();
     }

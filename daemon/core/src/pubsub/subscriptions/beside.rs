@@ -1,22 +1,32 @@
-//! A component that moves is read on both sides: what its subscriptions are on besides the instance that
-//! publishers meet.
+//! What subscriptions are on besides the instance that publishers meet: the other side of a component that moves,
+//! and instances that were replaced and are read to their end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Entry, Key, Phase, Run, Slot, Subscriptions, Swap, key};
+use tokio::time::Instant;
+
+use super::{Entry, Key, Left, Phase, Run, Slot, State, Subscriptions, Swap, key};
 use crate::app::AppSubscription;
+use crate::pubsub::busy::REDELIVERY;
 use crate::pubsub::route::Routes;
-use crate::pubsub::run::REDELIVERY;
+use crate::pubsub::stream::Wire;
 use crate::pubsub::target::Target;
 use crate::store::PubSubHandle;
 
-/// The second instance of one component, and what reads from it.
+/// A stream that ended with nothing to deliver for this long leaves nothing behind.
+const SILENT: Duration = Duration::from_secs(3);
+
+/// Another instance of one component, and what reads from it.
 pub(super) struct Beside {
     pub(super) handle: Arc<PubSubHandle>,
     runs: HashMap<Key, Entry>,
-    pub(super) streams: HashMap<u64, Run>,
+    streams: HashMap<u64, Entry>,
+    /// What is read from it at most: a topic that somebody subscribes to after it was replaced is none of its.
+    only: Option<HashSet<Key>>,
+    /// Topics whose stream ended before all was delivered, and was not opened again.
+    unread: HashSet<Key>,
 }
 
 /// How far a second instance is read.
@@ -34,15 +44,35 @@ pub struct Reading {
     pub given_back: u64,
     /// Nothing came for the time asked about, from brokers that can be reached.
     pub empty: bool,
+    /// When an event was settled last, or failed that had not failed before.
+    pub(super) news: Option<Instant>,
+    /// Nobody takes events at the moment.
+    pub(super) paused: bool,
 }
 
 impl Beside {
     fn new(handle: Arc<PubSubHandle>) -> Self {
-        Self { handle, runs: HashMap::new(), streams: HashMap::new() }
+        Self { handle, runs: HashMap::new(), streams: HashMap::new(), only: None, unread: HashSet::new() }
+    }
+
+    /// What is left of an instance, to be read to its end.
+    pub(super) fn of(handle: Arc<PubSubHandle>, left: Vec<Left>, only: Option<HashSet<Key>>) -> Self {
+        let mut beside = Self { only, ..Self::new(handle) };
+        for Left { slot, sub, run } in left {
+            match slot {
+                Slot::App(key) => drop(beside.runs.insert(key, Entry { sub, run })),
+                Slot::Stream(id) => drop(beside.streams.insert(id, Entry { sub, run })),
+            }
+        }
+        beside
     }
 
     fn all(&self) -> impl Iterator<Item = &Run> {
-        self.runs.values().map(|e| &e.run).chain(self.streams.values())
+        self.runs.values().chain(self.streams.values()).map(|e| &e.run)
+    }
+
+    fn takes(&self, key: &Key) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(key))
     }
 
     /// Takes the app's runs; those of streams go on.
@@ -50,9 +80,22 @@ impl Beside {
         std::mem::take(&mut self.runs).into_values().map(|e| e.run)
     }
 
-    pub(super) fn into_runs(self) -> impl Iterator<Item = (Slot, Run)> {
-        let streams = self.streams.into_iter().map(|(id, run)| (Slot::Stream(id), run));
-        self.runs.into_iter().map(|(key, entry)| (Slot::App(key), entry.run)).chain(streams)
+    /// Takes what reads for streams whose clients are `gone`.
+    pub(super) fn close_streams(&mut self, gone: impl Fn(u64) -> bool) -> Vec<Run> {
+        let closed: Vec<Entry> = self.streams.extract_if(|id, _| gone(*id)).map(|(_, entry)| entry).collect();
+        self.unread.extend(closed.iter().filter(|e| !e.run.is_idle(SILENT)).map(|e| key(&e.sub)));
+        closed.into_iter().map(|e| e.run).collect()
+    }
+
+    pub(super) fn into_runs(self) -> impl Iterator<Item = Run> {
+        self.runs.into_values().chain(self.streams.into_values()).map(|e| e.run)
+    }
+}
+
+impl State {
+    /// Every instance besides those that publishers meet.
+    pub(super) fn others(&mut self) -> impl Iterator<Item = &mut Beside> {
+        self.beside.values_mut().chain(self.leaving.values_mut())
     }
 }
 
@@ -105,11 +148,11 @@ impl Subscriptions {
         let mut streams = HashMap::new();
         let mut seconds = second.streams;
         for (id, stream) in state.streams.iter_mut().filter(|(_, s)| *s.sub.pubsub == *pubsub) {
-            let before = std::mem::replace(&mut stream.run, seconds.remove(id));
-            streams.extend(before.map(|run| (*id, run)));
+            let before = std::mem::replace(&mut stream.run, seconds.remove(id).map(|e| e.run));
+            streams.extend(before.map(|run| (*id, Entry { sub: stream.sub.clone(), run })));
         }
         if let Some(handle) = first {
-            state.beside.insert(pubsub.to_owned(), Beside { handle, runs, streams });
+            state.beside.insert(pubsub.to_owned(), Beside { runs, streams, ..Beside::new(handle) });
         }
         Ok(())
     }
@@ -117,11 +160,10 @@ impl Subscriptions {
     /// Ends the reading of the second instance, to be drained.
     pub async fn leave_beside(self: &Arc<Self>, pubsub: &str) -> Option<Swap> {
         let _turn = self.turn.lock().await;
-        let beside = self.state.lock().beside.remove(pubsub)?;
-        let new = beside.handle.clone();
-        let old: Vec<(Slot, Run)> = beside.into_runs().collect();
-        let at_switch = old.iter().fold((0, 0), |(a, b), (_, run)| (a + run.in_flight(), b + run.given_back()));
-        Some(Swap { owner: self.clone(), new, old, attached: true, reads: Vec::new(), at_switch })
+        let Beside { handle: new, runs, streams, .. } = self.state.lock().beside.remove(pubsub)?;
+        let apps = runs.into_iter().map(|(key, Entry { sub, run })| Left { slot: Slot::App(key), sub, run });
+        let streams = streams.into_iter().map(|(id, Entry { sub, run })| Left { slot: Slot::Stream(id), sub, run });
+        Some(Swap::new(self.clone(), new, apps.chain(streams).collect()))
     }
 
     /// How far the second instance is read; `idle` is the silence that counts as empty. `None` where
@@ -129,23 +171,7 @@ impl Subscriptions {
     #[must_use]
     pub fn reading_beside(&self, pubsub: &str, idle: Duration) -> Option<Reading> {
         let state = self.state.lock();
-        let beside = state.beside.get(pubsub)?;
-        let wanted = state.wanted.iter().filter(|w| *w.sub.pubsub == *pubsub);
-        // Subscriptions that a scope keeps out are neither here nor there.
-        let wanted = wanted.filter(|w| beside.handle.extra.scopes.may_subscribe(&w.sub.topic)).count() as u64;
-        let mut reading = Reading { empty: true, ..Reading::default() };
-        for run in beside.all() {
-            reading.subscriptions += 1;
-            reading.in_flight += run.in_flight();
-            reading.given_back += run.given_back();
-            let standing = run.standing();
-            reading.missing += u64::from(standing.is_err());
-            reading.empty &= standing.is_ok() && run.is_idle(idle);
-            reading.cause = reading.cause.or(standing.err().flatten());
-        }
-        // While the app is not well nobody looks what the broker holds.
-        reading.empty &= state.phase != Phase::Still || wanted == 0;
-        Some(reading)
+        Some(self.reading(&state, state.beside.get(pubsub)?, idle))
     }
 
     /// The silence after which even what another consumer took and did not settle has come again.
@@ -154,13 +180,14 @@ impl Subscriptions {
         REDELIVERY
     }
 
-    /// Brings what reads from second instances in line with what is wanted. Does not wait.
+    /// Brings what reads from other instances in line with what is wanted. Does not wait.
     pub(super) fn reconcile_beside(&self) {
         let mut gone: Vec<Run> = Vec::new();
         let mut state = self.state.lock();
-        let super::State { beside, wanted, streams, phase, .. } = &mut *state;
-        for (pubsub, beside) in beside.iter_mut() {
-            let mine = wanted.iter().filter(|w| *phase == Phase::Running && *w.sub.pubsub == **pubsub);
+        let State { beside, leaving, wanted, streams, phase, .. } = &mut *state;
+        for beside in beside.values_mut().chain(leaving.values_mut()) {
+            let pubsub = beside.handle.info.name.clone();
+            let mine = wanted.iter().filter(|w| *phase == Phase::Running && *w.sub.pubsub == *pubsub);
             let mine: HashMap<Key, Arc<AppSubscription>> = mine.map(|w| (key(&w.sub), w.sub.clone())).collect();
             let stale = |key: &Key, entry: &Entry| mine.get(key).is_none_or(|sub| entry.sub != *sub);
             if *phase == Phase::Running {
@@ -169,23 +196,54 @@ impl Subscriptions {
             }
             for (key, sub) in mine {
                 if !beside.runs.contains_key(&key)
+                    && beside.takes(&key)
                     && let Some((target, routes)) = self.app_target(&sub)
                     && let Some(run) = self.launch(&sub, beside.handle.clone(), target, routes)
                 {
                     beside.runs.insert(key, Entry { sub, run });
                 }
             }
-            for (id, stream) in streams.iter().filter(|(_, s)| *s.sub.pubsub == **pubsub) {
-                let (target, routes) = (Target::Stream(stream.wire.clone()), Routes::to("/"));
-                if !beside.streams.contains_key(id)
-                    && let Some(run) = self.launch(&stream.sub, beside.handle.clone(), target, routes)
-                {
-                    beside.streams.insert(*id, run);
-                }
+            for (id, stream) in streams.iter().filter(|(_, s)| *s.sub.pubsub == *pubsub) {
+                self.launch_stream(beside, *id, &stream.sub, &stream.wire);
             }
         }
         drop(state);
         // Their tasks drain them; nobody has to wait.
         drop(gone);
+    }
+
+    /// Lets a stream read from another instance, too.
+    pub(super) fn launch_stream(&self, beside: &mut Beside, id: u64, sub: &Arc<AppSubscription>, wire: &Arc<Wire>) {
+        let key = key(sub);
+        if !beside.streams.contains_key(&id)
+            && beside.takes(&key)
+            && let Some(run) = self.launch(sub, beside.handle.clone(), Target::Stream(wire.clone()), Routes::to("/"))
+        {
+            beside.streams.insert(id, Entry { sub: sub.clone(), run });
+            beside.unread.remove(&key);
+        }
+    }
+
+    pub(super) fn reading(&self, state: &State, beside: &Beside, idle: Duration) -> Reading {
+        let wanted = state.wanted.iter().filter(|w| *w.sub.pubsub == *beside.handle.info.name);
+        // Subscriptions that a scope keeps out are neither here nor there.
+        let may = |sub: &AppSubscription| beside.handle.extra.scopes.may_subscribe(&sub.topic);
+        let wanted = wanted.filter(|w| may(&w.sub) && beside.takes(&key(&w.sub))).count();
+        let mut reading = Reading { empty: beside.unread.is_empty(), ..Reading::default() };
+        for run in beside.all() {
+            reading.subscriptions += 1;
+            reading.in_flight += run.in_flight();
+            reading.given_back += run.given_back();
+            let standing = run.standing();
+            reading.missing += u64::from(standing.is_err());
+            reading.empty &= standing.is_ok() && run.is_idle(idle);
+            reading.cause = reading.cause.or(standing.err().flatten());
+            reading.news = reading.news.max(Some(run.news()));
+        }
+        // Nobody looks what the broker holds for them: the app is not well, or takes events again in a moment.
+        let unread = beside.runs.len() < wanted && self.app.get().is_some();
+        reading.paused = unread && state.phase != Phase::Running;
+        reading.empty &= !unread;
+        reading
     }
 }
