@@ -22,6 +22,7 @@ use mecha_core::Tasks;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
 /// Time a client has to send the whole header block, from its first byte on.
@@ -93,6 +94,35 @@ impl Default for ServerLimits {
     }
 }
 
+/// How a server ends. Its connections are in two groups, so that the wait for those that were there before the farewell
+/// has an end while others still come.
+#[derive(Clone, Debug, Default)]
+pub struct Ending {
+    /// Connections accepted before the farewell. When these stop, idle ones are closed.
+    pub connections: Tasks,
+    /// Connections accepted after it.
+    pub late: Tasks,
+    /// From here on HTTP/2 connections get their GOAWAY and HTTP/1 ones answer what still comes with
+    /// `Connection: close`, so that a client whose next request is on its way never finds its connection cut. New ones
+    /// are still accepted, because who works on a call in flight may have to make another for it.
+    pub farewell: CancellationToken,
+    /// From here on nothing is accepted but what waits in the kernel's queue already; late HTTP/2 connections get their
+    /// GOAWAY.
+    pub closed: CancellationToken,
+    /// From here on nothing is accepted, because somebody else does.
+    pub left: CancellationToken,
+}
+
+impl Ending {
+    /// No more is accepted.
+    async fn over(&self) {
+        tokio::select! {
+            () = self.closed.cancelled() => {}
+            () = self.left.cancelled() => {}
+        }
+    }
+}
+
 /// Accepts until `tasks` stop; each connection then finishes what is in flight (GOAWAY,
 /// `Connection: close`) and ends. `tasks.shut_down()` waits for them.
 pub async fn serve<S, B>(listener: Listener, service: S, limits: ServerLimits, tasks: Tasks)
@@ -102,40 +132,29 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let closing = tasks.stopping().clone();
-    serve_until(listener, service, limits, tasks, closing).await;
+    let stop = tasks.stopping().clone();
+    let ending =
+        Ending { connections: tasks.clone(), late: tasks, farewell: stop.clone(), closed: stop.clone(), left: stop };
+    serve_until(listener, service, limits, ending).await;
 }
 
-/// As [`serve`], with a farewell: from `closing` on nothing is accepted, HTTP/2 connections get
-/// their GOAWAY, and HTTP/1 ones answer what still comes with `Connection: close`, so that a client
-/// whose next request is on its way never finds its connection cut. Those left when `tasks` stop
-/// are closed as soon as they are idle. `closing` has to fire with `tasks` at the latest.
-pub async fn serve_until<S, B>(
-    listener: Listener,
-    service: S,
-    limits: ServerLimits,
-    tasks: Tasks,
-    closing: CancellationToken,
-) where
+/// As [`serve`], and ends step by step.
+pub async fn serve_until<S, B>(listener: Listener, service: S, limits: ServerLimits, ending: Ending)
+where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let open = move |stream: Stream| std::future::ready(Some((stream, service.clone())));
-    serve_each(listener, open, limits, tasks, closing).await;
+    serve_each(listener, open, limits, ending).await;
 }
 
 /// As [`serve_until`], where `open` makes of each accepted connection what is read from and
 /// written to, and its own service; or nothing, and the connection is closed. `open` has to
 /// bound its time.
-pub async fn serve_each<O, F, T, S, B>(
-    listener: Listener,
-    open: O,
-    limits: ServerLimits,
-    tasks: Tasks,
-    closing: CancellationToken,
-) where
+pub async fn serve_each<O, F, T, S, B>(listener: Listener, open: O, limits: ServerLimits, ending: Ending)
+where
     O: Fn(Stream) -> F,
     F: Future<Output = Option<(T, S)>> + Send + 'static,
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -144,65 +163,111 @@ pub async fn serve_each<O, F, T, S, B>(
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let slots = Arc::new(tokio::sync::Semaphore::new(limits.connections));
+    let slots = Arc::new(Semaphore::new(limits.connections));
     let builder = Arc::new(builder(limits));
+    let spawn = |stream, slot| {
+        let late = ending.farewell.is_cancelled();
+        let (tasks, goodbye) =
+            if late { (&ending.late, &ending.closed) } else { (&ending.connections, &ending.farewell) };
+        let closing =
+            Closing { farewell: ending.farewell.clone(), goodbye: goodbye.clone(), cut: tasks.stopping().clone() };
+        let served = connection(open(stream), slot, builder.clone(), limits, closing);
+        tasks.spawn("connection", served);
+    };
     loop {
         let slot = tokio::select! {
-            slot = slots.clone().acquire_owned() => slot,
-            () = closing.cancelled() => return,
+            slot = slots.clone().acquire_owned() => slot.ok(),
+            () = ending.over() => break,
         };
         let accepted = tokio::select! {
             accepted = accept(&listener) => accepted,
-            () = closing.cancelled() => return,
+            () = ending.over() => break,
         };
         match accepted {
-            Ok(stream) => {
-                let (builder, opening, stop) = (builder.clone(), open(stream), tasks.stopping().clone());
-                let closing = closing.clone();
-                tasks.spawn("connection", async move {
-                    let _slot = slot;
-                    let opened = tokio::select! {
-                        biased;
-                        opened = opening => opened,
-                        () = closing.cancelled() => None,
-                    };
-                    let Some((stream, service)) = opened else { return };
-                    let activity = Arc::new(Activity::default());
-                    let io = TokioIo::new(Watched::new(stream, activity.clone()));
-                    let service = Counted {
-                        inner: service,
-                        activity: activity.clone(),
-                        closing: closing.clone(),
-                        header_bytes: limits.header_bytes.max(MIN_HEADER_BYTES),
-                    };
-                    let conn = builder.serve_connection(io, service);
-                    let mut conn = std::pin::pin!(conn);
-                    tokio::select! {
-                        _ = conn.as_mut() => return,
-                        () = closing.cancelled() => {}
-                        () = activity.http2_idle(limits.idle_http2) => {}
-                    }
-                    if !activity.http2.load(Ordering::Acquire) {
-                        tokio::select! {
-                            _ = conn.as_mut() => return,
-                            () = stop.cancelled() => {}
-                        }
-                    }
-                    if limits.http2_only && !activity.http2.load(Ordering::Acquire) {
-                        // Nothing was asked, and hyper would wait for the client's first words.
-                        return;
-                    }
-                    conn.as_mut().graceful_shutdown();
-                    // Ends by itself or with the process; the drain bounds the wait.
-                    let _ = conn.await;
-                });
-            }
+            Ok(stream) => spawn(stream, slot),
             Err(e) => {
                 tracing::warn!(target: "dapr.runtime", "accepting a connection failed, trying again: {e}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
+    if ending.left.is_cancelled() {
+        return;
+    }
+    // What waits in the kernel's queue has been told that it is connected; closing the listener would cut it off. The
+    // runtime looks at its sockets first.
+    tokio::task::yield_now().await;
+    while let Ok(slot) = slots.clone().try_acquire_owned() {
+        let waiting = tokio::select! {
+            biased;
+            accepted = accept(&listener) => accepted,
+            () = std::future::ready(()) => return,
+        };
+        let Ok(stream) = waiting else { return };
+        spawn(stream, Some(slot));
+    }
+}
+
+/// What a connection follows.
+struct Closing {
+    /// Answers of HTTP/1 say that it closes.
+    farewell: CancellationToken,
+    /// HTTP/2 gets its GOAWAY.
+    goodbye: CancellationToken,
+    /// Idle ones are closed.
+    cut: CancellationToken,
+}
+
+/// One connection, from what opens it to its end.
+async fn connection<F, T, S, B>(
+    opening: F,
+    slot: Option<OwnedSemaphorePermit>,
+    builder: Arc<auto::Builder<TokioExecutor>>,
+    limits: ServerLimits,
+    closing: Closing,
+) where
+    F: Future<Output = Option<(T, S)>> + Send + 'static,
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let _slot = slot;
+    let opened = tokio::select! {
+        biased;
+        opened = opening => opened,
+        () = closing.cut.cancelled() => None,
+    };
+    let Some((stream, service)) = opened else { return };
+    let activity = Arc::new(Activity::default());
+    let io = TokioIo::new(Watched::new(stream, activity.clone()));
+    let service = Counted {
+        inner: service,
+        activity: activity.clone(),
+        closing: closing.farewell.clone(),
+        header_bytes: limits.header_bytes.max(MIN_HEADER_BYTES),
+    };
+    let conn = builder.serve_connection(io, service);
+    let mut conn = std::pin::pin!(conn);
+    tokio::select! {
+        _ = conn.as_mut() => return,
+        () = closing.goodbye.cancelled() => {}
+        () = activity.http2_idle(limits.idle_http2) => {}
+    }
+    if !activity.http2.load(Ordering::Acquire) {
+        tokio::select! {
+            _ = conn.as_mut() => return,
+            () = closing.cut.cancelled() => {}
+        }
+    }
+    if limits.http2_only && !activity.http2.load(Ordering::Acquire) {
+        // Nothing was asked, and hyper would wait for the client's first words.
+        return;
+    }
+    conn.as_mut().graceful_shutdown();
+    // Ends by itself or with the process; the drain bounds the wait.
+    let _ = conn.await;
 }
 
 fn builder(limits: ServerLimits) -> auto::Builder<TokioExecutor> {

@@ -4,10 +4,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends by panicking")]
 
+mod calls;
 mod handover;
 mod identity;
 mod ledger;
-mod left;
 mod load;
 mod operator;
 mod rolling;

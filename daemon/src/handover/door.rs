@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mecha_core::health::{Health, Phase};
+use rustix::process::Pid;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -109,6 +110,12 @@ impl Departure {
     /// The successor is gone; this daemon has to stay.
     pub async fn leave(&mut self) -> io::Result<()> {
         self.wire.send(&Message::Leaving).await
+    }
+
+    /// The process of the successor.
+    #[must_use]
+    pub fn heir(&self) -> Option<Pid> {
+        self.wire.peer().ok().flatten().and_then(Pid::from_raw)
     }
 
     /// Tells the successor that it may start subscriptions and input bindings.

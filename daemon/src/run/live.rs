@@ -8,21 +8,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use http_body::Body;
+use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
-use hyper::{Request, Response};
-use mecha_components_api::CancellationToken;
+use mecha_core::ShutdownRequest;
 use mecha_core::health::{Health, Phase};
 use mecha_core::metrics::Metrics;
-use mecha_core::{ShutdownRequest, Tasks};
+use rustix::process::{Pid, kill_process};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
 
 use super::reload::Reloads;
 use super::runtime::{Fixtures, Runtime};
+use super::servers::{Server, Servers};
 use super::source::{self, Depth};
 use super::stop::{self, Cause};
 use super::{app_side, documents, fatal};
@@ -33,7 +32,7 @@ use crate::identity::{self, Workload};
 use crate::logging::LogLosses;
 use crate::peer::Connected;
 use crate::ports::{self, Listener as Bound, Listeners};
-use crate::serve::{Listener, ServerLimits, serve_each, serve_until};
+use crate::serve::{Listener, ServerLimits};
 
 /// Added to `read-buffer-size` for the HTTP/1.1 header limit, as the incumbent does.
 const HEADER_SLACK: u64 = 4096;
@@ -66,51 +65,6 @@ impl House for Live {
 
     fn failed(&self) {
         self.load().core.metrics.hand_over_failed();
-    }
-}
-
-/// A group of servers that close together.
-pub(super) struct Server {
-    /// Accept loops and connections.
-    pub(super) tasks: Tasks,
-    /// From here on nothing is accepted; see [`serve_until`].
-    pub(super) closing: CancellationToken,
-}
-
-impl Server {
-    fn new() -> Self {
-        let tasks = Tasks::new();
-        Self { closing: tasks.stopping().child_token(), tasks }
-    }
-
-    fn serve<S, B>(&self, name: &'static str, listener: Listener, service: S, limits: ServerLimits)
-    where
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
-        S::Future: Send + 'static,
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        let (tasks, closing) = (self.tasks.clone(), self.closing.clone());
-        self.tasks.spawn(name, serve_until(listener, service, limits, tasks, closing));
-    }
-}
-
-/// Everything that runs while the process does.
-pub(super) struct Servers {
-    /// API and public servers.
-    pub(super) apis: Server,
-    /// Peer server; stays up a little longer than the APIs.
-    pub(super) peers: Server,
-    /// Metrics, until the very end.
-    pub(super) metrics: Server,
-    /// Socket files go away with these.
-    sockets: Vec<ports::SocketFile>,
-}
-
-impl Servers {
-    /// Leaves the socket files to a successor, who listens there.
-    pub(super) fn leave_sockets(&mut self) {
-        self.sockets.drain(..).for_each(ports::SocketFile::leave);
     }
 }
 
@@ -349,30 +303,18 @@ async fn drive(
                 reloads.end().await;
                 let runtime = live.current.load_full();
                 runtime.name.hand_on();
+                let (heir, requests) = (successor.heir(), runtime.core.shutdown_requests());
                 let leaving = stop::hand_over(&fix, runtime, servers, successor);
                 if let Some(door) = door {
                     door.leave();
                 }
                 return tokio::select! {
-                    code = leaving => code,
-                    name = signals.stop() => {
-                        tracing::error!(
-                            target: "dapr.runtime",
-                            "Received signal '{name}' during shutdown; exiting immediately"
-                        );
-                        ExitCode::FAILURE
-                    }
+                    code = left(leaving, &mut signals, fix.options.graceful_shutdown) => code,
+                    never = pass_on(requests, heir) => match never {},
                 };
             }
             asked = requests.wait_for(|r| *r != ShutdownRequest::None) => match asked.map(|r| *r) {
-                Ok(ShutdownRequest::Forced) => {
-                    tracing::warn!(
-                        target: "dapr.runtime",
-                        "Force shutdown requested, exiting immediately without graceful shutdown"
-                    );
-                    tokio::time::sleep(FORCED_DELAY).await;
-                    return ExitCode::FAILURE;
-                }
+                Ok(ShutdownRequest::Forced) => return forced().await,
                 Ok(ShutdownRequest::Failed) => Cause::Failure,
                 // Its runtime was replaced and is gone: the next one's requests count.
                 Err(_) => continue,
@@ -382,25 +324,71 @@ async fn drive(
         reloads.end().await;
         // Its duplicates would keep the sockets open when the servers have closed theirs.
         drop(door);
-        let stopping = stop::run(&fix, live.current.load_full(), servers, cause);
+        let runtime = live.current.load_full();
+        let mut requests = runtime.core.shutdown_requests();
         return tokio::select! {
-            code = stopping => code,
-            name = signals.stop() => {
-                tracing::error!(
-                    target: "dapr.runtime",
-                    "Received signal '{name}' during shutdown; exiting immediately"
-                );
-                ExitCode::FAILURE
-            }
+            code = stop::run(&fix, runtime, servers, cause) => code,
+            name = signals.stop() => at_once(name),
+            Ok(_) = requests.wait_for(|r| *r == ShutdownRequest::Forced) => forced().await,
         };
     }
+}
+
+/// Ends beside a successor. A first signal bounds what is left to the time of a stop, a second one ends it at once.
+async fn left(leaving: impl Future<Output = ExitCode>, signals: &mut Signals, limit: Option<Duration>) -> ExitCode {
+    let mut leaving = std::pin::pin!(leaving);
+    let name = tokio::select! {
+        code = leaving.as_mut() => return code,
+        name = signals.stop() => name,
+    };
+    tracing::info!(target: "dapr.runtime", "Received signal '{name}'; beginning shutdown");
+    let in_time = async {
+        match limit {
+            Some(limit) => timeout(limit, leaving).await.ok(),
+            None => Some(leaving.await),
+        }
+    };
+    tokio::select! {
+        code = in_time => code.unwrap_or_else(|| {
+            tracing::error!(target: "dapr.runtime", "Graceful shutdown timeout exceeded, forcing shutdown");
+            ExitCode::FAILURE
+        }),
+        name = signals.stop() => at_once(name),
+    }
+}
+
+/// Whoever asks this process to shut down over a connection from before means the sidecar, which is the successor now.
+async fn pass_on(mut requests: watch::Receiver<ShutdownRequest>, heir: Option<Pid>) -> Infallible {
+    let asked = |r: &ShutdownRequest| matches!(r, ShutdownRequest::Graceful | ShutdownRequest::Forced);
+    if let (Ok(_), Some(heir)) = (requests.wait_for(asked).await, heir) {
+        tracing::info!(target: "dapr.runtime", "the successor is told to shut down");
+        if let Err(e) = kill_process(heir, rustix::process::Signal::TERM) {
+            tracing::warn!(target: "dapr.runtime", "the successor does not hear of it: {e}");
+        }
+    }
+    std::future::pending().await
+}
+
+/// A signal that finds a stop under way.
+fn at_once(name: &str) -> ExitCode {
+    tracing::error!(target: "dapr.runtime", "Received signal '{name}' during shutdown; exiting immediately");
+    ExitCode::FAILURE
+}
+
+/// A forced shutdown by API.
+async fn forced() -> ExitCode {
+    tracing::warn!(
+        target: "dapr.runtime",
+        "Force shutdown requested, exiting immediately without graceful shutdown"
+    );
+    tokio::time::sleep(FORCED_DELAY).await;
+    ExitCode::FAILURE
 }
 
 fn start(fix: &Fixtures, listeners: Listeners, live: &Arc<Live>) -> io::Result<Servers> {
     let options = &fix.options;
     let Listeners { http, grpc, internal, public: public_listener, metrics, profiling, .. } = listeners;
-    let mut servers =
-        Servers { apis: Server::new(), peers: Server::new(), metrics: Server::new(), sockets: Vec::new() };
+    let mut servers = Servers::new();
     let header_bytes = usize::try_from(options.read_buffer_size + HEADER_SLACK).unwrap_or(usize::MAX);
     let api_limits = ServerLimits {
         header_bytes,
@@ -479,8 +467,8 @@ fn start(fix: &Fixtures, listeners: Listeners, live: &Arc<Live>) -> io::Result<S
             log_losses.count_in(&runtime.core.metrics);
             Metrics::encode(&runtime.core.metrics)
         });
-        let stop = servers.metrics.closing.clone();
-        servers.metrics.tasks.spawn("metrics server", async move {
+        let stop = servers.metrics.stopping().clone();
+        servers.metrics.spawn("metrics server", async move {
             if let Err(e) = ports::serve_metrics(listener, scrape, stop).await {
                 tracing::error!(target: "dapr.metrics", "the metrics server ended: {e}");
             }
@@ -515,8 +503,7 @@ fn serve_peers(
         let (accepted, service) = (identity::accept(acceptor.clone(), stream), service.clone());
         async move { accepted.await.map(|(stream, connected)| (stream, service(connected))) }
     };
-    let (tasks, closing) = (peers.tasks.clone(), peers.closing.clone());
-    peers.tasks.spawn("peer server", serve_each(listener, open, limits, tasks, closing));
+    peers.serve_each("peer server", listener, open, limits);
 }
 
 fn usable(bound: Bound, sockets: &mut Vec<ports::SocketFile>) -> io::Result<Listener> {

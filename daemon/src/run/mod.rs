@@ -10,6 +10,7 @@ mod names;
 mod operator;
 mod reload;
 mod runtime;
+mod servers;
 mod settings;
 mod source;
 mod span_headers;

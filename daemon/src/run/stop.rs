@@ -4,11 +4,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mecha_core::ShutdownRequest;
 use mecha_core::health::Phase;
-use tokio::time::{Instant, timeout, timeout_at};
+use mecha_core::pubsub::Source;
+use tokio::time::timeout;
 
-use super::live::{Server, Servers, enter};
+use super::live::enter;
 use super::runtime::{Fixtures, Runtime};
+use super::servers::{FAREWELL, Servers};
 use crate::handover::Departure;
 
 /// What pub/sub gets to finish the messages in flight.
@@ -17,18 +20,15 @@ const PUBSUB_DRAIN: Duration = Duration::from_secs(30);
 const INPUT_DRAIN: Duration = Duration::from_secs(30);
 /// What the API servers get to finish the calls in flight.
 const API_DRAIN: Duration = Duration::from_secs(10);
-/// How long HTTP/1 clients get to hear `Connection: close` before their idle connections are closed, and new
-/// connections to say what they want.
-const FAREWELL: Duration = Duration::from_millis(250);
-/// The same where a successor serves already and nobody waits for the end.
+/// How long clients get to hear that their connections close where a successor serves already and nobody waits.
 const HANDOVER_FAREWELL: Duration = Duration::from_secs(3);
 /// What calls in flight get where a successor serves already.
 const HANDOVER_DRAIN: Duration = Duration::from_secs(60);
 /// What a broker that was left gets there to be read to its end; less than its calls in flight, whose streams go on
 /// as long.
 const HANDOVER_READ: Duration = Duration::from_secs(50);
-/// What closing gets of the graceful time, half of it at most: until then a broker that was left is read on.
-const CLOSING: Duration = Duration::from_secs(5);
+/// The same at a stop without a limit.
+const READ: Duration = Duration::from_secs(90);
 /// How often the app's health is looked at while the stop is blocked.
 const BLOCK_PAUSE: Duration = Duration::from_millis(50);
 /// How long calls of a replaced runtime may go on.
@@ -85,25 +85,20 @@ pub(super) async fn hand_over(
     tracing::info!(target: "dapr.runtime", "the successor serves, this process finishes its calls and ends");
     servers.leave_sockets();
     let inputs = async {
-        let pubsub = runtime.core.pubsub.manager();
-        settle(&runtime, pubsub.stop_app(PUBSUB_DRAIN)).await;
+        let streams = runtime.core.pubsub.subscriptions().iter().any(|(_, source)| *source == Source::Streaming);
+        settle_inputs(&runtime).await;
         successor.settled().await;
-        // Nobody else will come for what a broker still holds that was left a moment ago. Streams take events of both
-        // brokers here meanwhile; they are opened at the successor once they end.
-        let read = timeout(HANDOVER_READ, runtime.loader.left()).await;
-        if read.is_err() {
-            tracing::warn!(
-                target: "dapr.runtime",
-                "a broker that was left is not at its end after {HANDOVER_READ:?}; no process of this app reads it any more"
-            );
+        // Nobody else will come for what a broker still holds that was left a moment ago. Subscribers by stream would
+        // wait meanwhile, because theirs are met by the successor.
+        if !streams {
+            runtime.loader.left(HANDOVER_READ).await;
         }
-        pubsub.stop(PUBSUB_DRAIN).await;
         // Streams have to end before their servers can.
         runtime.core.tasks.stop();
     };
-    let apis = bounded(&servers.apis, "API servers", HANDOVER_FAREWELL, HANDOVER_DRAIN);
-    let peers = bounded(&servers.peers, "peer server", FAREWELL, HANDOVER_DRAIN);
-    let metrics = bounded(&servers.metrics, "metrics server", Duration::ZERO, API_DRAIN);
+    let apis = servers.apis.leave(HANDOVER_FAREWELL, HANDOVER_DRAIN);
+    let peers = servers.peers.leave(FAREWELL, HANDOVER_DRAIN);
+    let metrics = servers.close_metrics(API_DRAIN);
     tokio::join!(inputs, apis, peers, metrics);
     enter(&fix.health, Phase::Drained);
     close(fix, &runtime).await;
@@ -121,15 +116,23 @@ async fn block(fix: &Fixtures, runtime: &Runtime, limit: Duration) {
     );
     enter(&fix.health, Phase::Draining);
     let watched = fix.options.app_health.is_some();
+    let mut requests = runtime.core.shutdown_requests();
     let unhealthy = async {
         while !watched || runtime.gate.is_healthy() {
             tokio::time::sleep(BLOCK_PAUSE).await;
         }
     };
-    // The time counts from the signal, not from the last event in flight.
-    let ((), blocked) = tokio::join!(settle_inputs(runtime), timeout(limit, unhealthy));
+    // The time counts from the signal, not from the last event in flight. A stop by API does not block.
+    let until = timeout(limit, async {
+        tokio::select! {
+            () = unhealthy => true,
+            Ok(_) = requests.wait_for(|r| *r != ShutdownRequest::None) => false,
+        }
+    });
+    let ((), blocked) = tokio::join!(settle_inputs(runtime), until);
     match blocked {
-        Ok(()) => tracing::info!(target: "dapr.runtime", "App reported unhealthy, entering shutdown..."),
+        Ok(true) => tracing::info!(target: "dapr.runtime", "App reported unhealthy, entering shutdown..."),
+        Ok(false) => {}
         Err(_) => tracing::info!(target: "dapr.runtime", "Block shutdown period expired, entering shutdown..."),
     }
 }
@@ -137,10 +140,7 @@ async fn block(fix: &Fixtures, runtime: &Runtime, limit: Duration) {
 /// Stops subscriptions and input bindings; what is in flight is finished first, and nothing is
 /// turned into a failure by the stop itself.
 pub(super) async fn settle_inputs(runtime: &Runtime) {
-    settle(runtime, runtime.core.pubsub.manager().stop(PUBSUB_DRAIN)).await;
-}
-
-async fn settle(runtime: &Runtime, pubsub: impl Future<Output = bool>) {
+    let pubsub = runtime.core.pubsub.manager().stop(PUBSUB_DRAIN);
     let inputs = timeout(INPUT_DRAIN, runtime.inputs.stop());
     let (drained, stopped) = tokio::join!(pubsub, inputs);
     if !drained || stopped.is_err() {
@@ -152,26 +152,18 @@ async fn settle(runtime: &Runtime, pubsub: impl Future<Output = bool>) {
 }
 
 async fn stages(fix: &Fixtures, runtime: Arc<Runtime>, servers: Servers) {
-    let graceful = fix.options.graceful_shutdown;
-    let read_until = graceful.map(|limit| Instant::now() + limit.saturating_sub(CLOSING.min(limit / 2)));
     enter(&fix.health, Phase::Draining);
     // Others choose another instance from now on.
     tokio::join!(runtime.name.withdraw(), settle_inputs(&runtime));
-    // A component of the next process may not read what a broker still holds that was left a moment ago.
-    let left = runtime.loader.left();
-    match read_until {
-        Some(until) => drop(timeout_at(until, left).await),
-        None => left.await,
-    }
+    // What a broker still holds that was left a moment ago waits until a component reads it again.
+    runtime.loader.left(fix.options.graceful_shutdown.map_or(READ, |limit| limit / 2)).await;
     // Streams have to end before their servers can.
     runtime.core.tasks.stop();
-    // The app may call while it finishes, and peers until they have seen the goodbye.
-    bounded(&servers.apis, "API servers", FAREWELL, API_DRAIN).await;
-    bounded(&servers.peers, "peer server", FAREWELL, API_DRAIN).await;
+    servers.close(API_DRAIN).await;
     enter(&fix.health, Phase::Drained);
     close(fix, &runtime).await;
     tracing::info!(target: "dapr.runtime", "Dapr runtime stopped");
-    bounded(&servers.metrics, "metrics server", Duration::ZERO, API_DRAIN).await;
+    servers.close_metrics(API_DRAIN).await;
     enter(&fix.health, Phase::Stopped);
 }
 
@@ -183,25 +175,11 @@ async fn close(fix: &Fixtures, runtime: &Runtime) {
     }
 }
 
-/// Closes a group of servers: `farewell` for clients to hear of it, `drain` for calls in flight.
-async fn bounded(server: &Server, what: &str, farewell: Duration, drain: Duration) {
-    server.closing.cancel();
-    if timeout(farewell, server.tasks.ended()).await.is_ok() {
-        return;
-    }
-    if timeout(drain, server.tasks.shut_down()).await.is_err() {
-        tracing::warn!(target: "dapr.runtime", "{what}: some calls did not end in {drain:?} and are cut off");
-    }
-}
-
-/// Closes a replaced runtime once its last call has ended, or its grace is over. `next` reads on what it had not read
-/// to its end.
-pub(super) async fn retire(runtime: Arc<Runtime>, next: Arc<Runtime>) {
-    let deadline = Instant::now() + RETIRE_GRACE;
-    runtime.loader.hand_on(&next.loader);
-    drop(next);
+/// Closes a replaced runtime once its last call has ended, or its grace is over.
+pub(super) async fn retire(runtime: Arc<Runtime>) {
+    let deadline = tokio::time::Instant::now() + RETIRE_GRACE;
     runtime.core.tasks.stop();
-    while runtime.is_busy() && Instant::now() < deadline {
+    while runtime.is_busy() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(RETIRE_PAUSE).await;
     }
     runtime.close().await;
