@@ -8,6 +8,7 @@ mod calls;
 mod handover;
 mod identity;
 mod ledger;
+mod left;
 mod load;
 mod operator;
 mod rolling;

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use mecha_core::ShutdownRequest;
 use mecha_core::health::Phase;
-use mecha_core::pubsub::Source;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::live::enter;
 use super::runtime::{Fixtures, Runtime};
@@ -27,8 +26,8 @@ const HANDOVER_DRAIN: Duration = Duration::from_secs(60);
 /// What a broker that was left gets there to be read to its end; less than its calls in flight, whose streams go on
 /// as long.
 const HANDOVER_READ: Duration = Duration::from_secs(50);
-/// The same at a stop without a limit.
-const READ: Duration = Duration::from_secs(90);
+/// What closing gets of the graceful time, half of it at most: until then a broker that was left is read on.
+const CLOSING: Duration = Duration::from_secs(5);
 /// How often the app's health is looked at while the stop is blocked.
 const BLOCK_PAUSE: Duration = Duration::from_millis(50);
 /// How long calls of a replaced runtime may go on.
@@ -85,14 +84,19 @@ pub(super) async fn hand_over(
     tracing::info!(target: "dapr.runtime", "the successor serves, this process finishes its calls and ends");
     servers.leave_sockets();
     let inputs = async {
-        let streams = runtime.core.pubsub.subscriptions().iter().any(|(_, source)| *source == Source::Streaming);
-        settle_inputs(&runtime).await;
+        let pubsub = runtime.core.pubsub.manager();
+        settle(&runtime, pubsub.stop_app(PUBSUB_DRAIN)).await;
         successor.settled().await;
-        // Nobody else will come for what a broker still holds that was left a moment ago. Subscribers by stream would
-        // wait meanwhile, because theirs are met by the successor.
-        if !streams {
-            runtime.loader.left(HANDOVER_READ).await;
+        // Nobody else will come for what a broker still holds that was left a moment ago. Streams take events of both
+        // brokers here meanwhile; they are opened at the successor once they end.
+        let read = timeout(HANDOVER_READ, runtime.loader.left()).await;
+        if read.is_err() {
+            tracing::warn!(
+                target: "dapr.runtime",
+                "a broker that was left is not at its end after {HANDOVER_READ:?}; no process of this app reads it any more"
+            );
         }
+        pubsub.stop(PUBSUB_DRAIN).await;
         // Streams have to end before their servers can.
         runtime.core.tasks.stop();
     };
@@ -140,7 +144,10 @@ async fn block(fix: &Fixtures, runtime: &Runtime, limit: Duration) {
 /// Stops subscriptions and input bindings; what is in flight is finished first, and nothing is
 /// turned into a failure by the stop itself.
 pub(super) async fn settle_inputs(runtime: &Runtime) {
-    let pubsub = runtime.core.pubsub.manager().stop(PUBSUB_DRAIN);
+    settle(runtime, runtime.core.pubsub.manager().stop(PUBSUB_DRAIN)).await;
+}
+
+async fn settle(runtime: &Runtime, pubsub: impl Future<Output = bool>) {
     let inputs = timeout(INPUT_DRAIN, runtime.inputs.stop());
     let (drained, stopped) = tokio::join!(pubsub, inputs);
     if !drained || stopped.is_err() {
@@ -152,11 +159,17 @@ pub(super) async fn settle_inputs(runtime: &Runtime) {
 }
 
 async fn stages(fix: &Fixtures, runtime: Arc<Runtime>, servers: Servers) {
+    let graceful = fix.options.graceful_shutdown;
+    let read_until = graceful.map(|limit| Instant::now() + limit.saturating_sub(CLOSING.min(limit / 2)));
     enter(&fix.health, Phase::Draining);
     // Others choose another instance from now on.
     tokio::join!(runtime.name.withdraw(), settle_inputs(&runtime));
-    // What a broker still holds that was left a moment ago waits until a component reads it again.
-    runtime.loader.left(fix.options.graceful_shutdown.map_or(READ, |limit| limit / 2)).await;
+    // A component of the next process may not read what a broker still holds that was left a moment ago.
+    let left = runtime.loader.left();
+    match read_until {
+        Some(until) => drop(timeout_at(until, left).await),
+        None => left.await,
+    }
     // Streams have to end before their servers can.
     runtime.core.tasks.stop();
     servers.close(API_DRAIN).await;
@@ -175,11 +188,14 @@ async fn close(fix: &Fixtures, runtime: &Runtime) {
     }
 }
 
-/// Closes a replaced runtime once its last call has ended, or its grace is over.
-pub(super) async fn retire(runtime: Arc<Runtime>) {
-    let deadline = tokio::time::Instant::now() + RETIRE_GRACE;
+/// Closes a replaced runtime once its last call has ended, or its grace is over. `next` reads on what it had not read
+/// to its end.
+pub(super) async fn retire(runtime: Arc<Runtime>, next: Arc<Runtime>) {
+    let deadline = Instant::now() + RETIRE_GRACE;
+    runtime.loader.hand_on(&next.loader);
+    drop(next);
     runtime.core.tasks.stop();
-    while runtime.is_busy() && tokio::time::Instant::now() < deadline {
+    while runtime.is_busy() && Instant::now() < deadline {
         tokio::time::sleep(RETIRE_PAUSE).await;
     }
     runtime.close().await;
