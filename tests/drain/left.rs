@@ -64,6 +64,27 @@ async fn a_stop_reads_it_to_its_end_and_then_waits_for_nothing() {
     ledger.settle().await;
 }
 
+/// More than the time is enough for: the stop ends in time all the same, and says what it left.
+#[tokio::test]
+async fn a_stop_that_has_no_time_for_it_says_so_and_leaves_it_there() {
+    let ledger = Ledger::default();
+    let app = ledger.app(Duration::from_secs(1)).await;
+    let builder = sidecar(&app).switch("mecha-strict");
+    let folder = builder.folder();
+    let mut sidecar = builder.document("broker.yaml", &broker(&folder)).start().await;
+    wait_subscriptions(&sidecar, 2).await;
+    leave_behind(&sidecar, &ledger, &folder.join("next")).await;
+    sidecar.signal(Signal::Term);
+    assert_eq!(sidecar.exited(LIMIT).await, Some(0), "{}", sidecar.log());
+    assert!(sidecar.log().contains("not read to its end, the sidecar stopped before"), "{}", sidecar.log());
+    assert!(ledger.arrived() < EVENTS);
+    // A component that reads it again gets the rest.
+    app.stop().await;
+    let app = ledger.app(Duration::ZERO).await;
+    let _next = Sidecar::builder().app_id("me").app(&app).component(broker(&folder)).start().await;
+    ledger.settle().await;
+}
+
 /// Without strict mode a hang-up builds everything anew, and nothing there names the broker that was left.
 #[tokio::test]
 async fn the_next_runtime_reads_it_to_its_end() {

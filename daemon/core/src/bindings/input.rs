@@ -305,7 +305,9 @@ impl Reading {
     /// Waits until it is empty; why it was not, in the end.
     async fn to_its_end(&self, inputs: &Inputs, patience: Patience) -> Option<Cut> {
         let mut reader = Reader::begin(patience);
-        while !self.is_empty() {
+        // Silence before the switch says nothing: others may write there until they have switched, too.
+        let silent_from = tokio::time::Instant::now() + EMPTY;
+        while !self.is_empty() || tokio::time::Instant::now() < silent_from {
             if self.tasks.stopping().is_cancelled() {
                 return Some(Cut::Stopped);
             }
@@ -377,7 +379,7 @@ impl Leaving {
         }
         let Reading { tasks, busy, .. } = self.reading;
         tasks.stop();
-        let finished = timeout(grace.max(RETRY_FIRST), tasks.shut_down()).await.is_ok();
+        let finished = timeout(Cut::grace(cut, grace).max(RETRY_FIRST), tasks.shut_down()).await.is_ok();
         let failed = if finished { 0 } else { busy.running().max(1) };
         let redelivered = busy.given_back() - before;
         Drained { in_flight, finished: in_flight.saturating_sub(failed), redelivered, failed, emptied, cut }

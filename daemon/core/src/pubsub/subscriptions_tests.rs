@@ -377,6 +377,15 @@ async fn a_broker_whose_events_always_fail_is_left_and_one_failure_cuts_nothing_
     let (drained, took) = moved.end().await;
     assert_eq!((drained.emptied, drained.cut, took), (Some(true), None, 147));
 
+    // What others publish until they have switched as well comes, although nothing came before.
+    let rig = Rig::new(Setup::default()).await;
+    rig.api.manager().start(Vec::new(), vec![sub("a", "/a")]).await;
+    secs(60).await;
+    let moved = Moved::of(rig).await;
+    secs(2).await;
+    assert_eq!(moved.rig.broker.deliver("a", b"{}").await, Verdict::Ack);
+    assert_eq!(moved.end().await.0.emptied, Some(true));
+
     // One that comes again at once holds nobody up.
     let moved = Moved::subscribed().await;
     moved.rig.app.always(|| Ok(AppVerdict::Retry));

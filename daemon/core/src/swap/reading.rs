@@ -25,6 +25,16 @@ pub enum Cut {
     Stopped,
 }
 
+/// What events in flight get where the process stops: the time for them was that of the reading.
+const LAST: Duration = Duration::from_secs(1);
+
+impl Cut {
+    /// What is left of `grace` for events in flight.
+    pub(crate) fn grace(cut: Option<Self>, grace: Duration) -> Duration {
+        if cut == Some(Self::Stopped) { grace.min(LAST) } else { grace }
+    }
+}
+
 /// Follows one reading.
 #[derive(Debug)]
 pub(crate) struct Reader {

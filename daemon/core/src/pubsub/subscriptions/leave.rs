@@ -117,15 +117,16 @@ impl Swap {
                 (left.into_iter().map(|l| l.run).collect::<Vec<Run>>(), None)
             }
         };
-        let finished = join_all(runs.iter().map(|run| run.stop(grace))).await;
-        let (in_flight, before) = at_switch;
-        let redelivered = runs.iter().map(Run::given_back).sum::<u64>().saturating_sub(before);
-        let failed = finished.iter().filter(|finished| !**finished).count() as u64;
         let (emptied, cut) = match end {
             Some(End::Empty) => (Some(true), None),
             Some(End::Cut(cut)) => (Some(false), Some(cut)),
             Some(End::TakenOver) | None => (None, None),
         };
+        let grace = Cut::grace(cut, grace);
+        let finished = join_all(runs.iter().map(|run| run.stop(grace))).await;
+        let (in_flight, before) = at_switch;
+        let redelivered = runs.iter().map(Run::given_back).sum::<u64>().saturating_sub(before);
+        let failed = finished.iter().filter(|finished| !**finished).count() as u64;
         Drained { in_flight, finished: in_flight.saturating_sub(failed), redelivered, failed, emptied, cut }
     }
 
@@ -206,7 +207,8 @@ impl Subscriptions {
             id
         };
         let mut reader = Reader::begin(patience);
-        let mut silent_from = Instant::now();
+        // Silence before the switch says nothing: others may publish there until they have switched, too.
+        let mut silent_from = Instant::now() + idle;
         let end = loop {
             let reading = {
                 let state = self.state.lock();
