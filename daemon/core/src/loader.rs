@@ -1,6 +1,7 @@
 //! From Component documents to running components: resolve, prepare, build, publish; and over
 //! the life of the runtime, from one set of documents to the next.
 
+mod building;
 mod content;
 mod exchange;
 mod instance;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use mecha_components_api::{Clock, Registry};
 use mecha_resources::{Component, unique_names};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::bindings::Inputs;
 use crate::core::Core;
@@ -76,6 +77,8 @@ pub struct Loader {
     desired: tokio::sync::Mutex<BTreeMap<String, Entry>>,
     draining: Arc<Semaphore>,
     emptying: Emptying,
+    /// A build has ended that took long.
+    built: Notify,
 }
 
 impl fmt::Debug for Loader {
@@ -152,6 +155,7 @@ impl Loader {
             desired: tokio::sync::Mutex::default(),
             draining: Arc::new(Semaphore::new(MOST_DRAINING)),
             emptying: Emptying::default(),
+            built: Notify::new(),
         }
     }
 

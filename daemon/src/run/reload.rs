@@ -55,6 +55,10 @@ struct Reloader {
     next_try: Option<Instant>,
     /// Whether components draw on secret stores.
     draws: bool,
+    /// Whether a component of the set is still built.
+    building: bool,
+    /// Whether the source does not know yet that a set is in force.
+    unsaid: bool,
     /// Kind and name of documents that stay as they were because of what their files say, with the cause.
     broken: BTreeMap<(&'static str, String), String>,
 }
@@ -82,6 +86,8 @@ impl Reloads {
             // What failed at the start is looked at soon.
             next_try: Some(Instant::now() + QUIET_LIMIT),
             draws: false,
+            building: false,
+            unsaid: false,
             broken: BTreeMap::new(),
         };
         Self { task: tokio::spawn(reloader.run()), hangup, stop, attached }
@@ -127,7 +133,7 @@ impl Reloader {
                 }
             }
             let next_try = self.next_try.unwrap_or_else(|| Instant::now() + NEVER);
-            let (source, draws) = (self.source.clone(), self.draws);
+            let (source, draws, runtime) = (self.source.clone(), self.draws, self.live.load());
             let changed = async move {
                 if !hot {
                     std::future::pending::<()>().await;
@@ -148,6 +154,7 @@ impl Reloader {
                     }
                 }
                 () = sleep_until(next_try) => self.look_again().await,
+                () = runtime.loader.built() => self.look_again().await,
                 () = sleep_until(secrets), if hot && draws => {
                     secrets = Instant::now() + SECRETS;
                     self.look_again().await;
@@ -214,7 +221,8 @@ impl Reloader {
         match self.source.list(depth).await {
             Ok(set) => {
                 self.apply(set).await;
-                self.source.applied();
+                self.unsaid = true;
+                self.say_applied();
             }
             Err(e) => {
                 // Nothing is known of what is wanted, so nothing changes.
@@ -231,11 +239,19 @@ impl Reloader {
         }
     }
 
-    /// Looks again at components that failed, and at secrets.
+    /// Lets the source know once that a set is in force, as far as it can be.
+    fn say_applied(&mut self) {
+        if !self.building && std::mem::take(&mut self.unsaid) {
+            self.source.applied();
+        }
+    }
+
+    /// Looks again at components that failed or were still built, and at secrets.
     async fn look_again(&mut self) {
         let runtime = self.live.load();
         let report = runtime.loader.retry().await;
         self.note(&runtime, report);
+        self.say_applied();
         if self.draws && self.current.endpoints.iter().any(|d| !d.secret_store.is_empty()) {
             self.apply_endpoints(&runtime, self.current.endpoints.clone(), false).await;
         }
@@ -258,6 +274,7 @@ impl Reloader {
 
     fn note(&mut self, runtime: &Runtime, report: mecha_core::loader::Report) {
         self.next_try = report.next_try;
+        self.building = report.building;
         self.draws = report.draws
             || self.current.endpoints.iter().any(|d| !d.secret_store.is_empty())
             || span_headers::any(&self.current.configuration);

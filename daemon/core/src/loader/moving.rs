@@ -174,6 +174,8 @@ impl Loader {
             entry.moving = Some(moving.clone());
             return self.settle(c, entry, first).await;
         }
+        // A build from before the move.
+        entry.building = None;
         let unread: Vec<&str> = old.unread.iter().chain(&new.unread).map(String::as_str).collect();
         if entry.running.is_some() && !unread.is_empty() {
             let reason = format!("a secret it refers to cannot be read: {}", unread.join("; "));

@@ -8,7 +8,9 @@ use mecha_components_api::Hold;
 use mecha_resources::Component;
 use tokio::time::Instant;
 
+use super::building::Building;
 use super::content::{Drawn, draws};
+use super::instance::Instance;
 use super::moving::{Moving, Sides, Wanted};
 use super::{Failure, LoadFailure, Loader};
 use crate::swap::{Change, Pending, Subject};
@@ -30,6 +32,8 @@ pub(super) struct Entry {
     /// What new work goes to.
     pub(super) running: Option<Running>,
     pub(super) trouble: Option<Trouble>,
+    /// What is to take the place of what runs, while it is built.
+    pub(super) building: Option<Building>,
     pub(super) sides: Sides,
 }
 
@@ -63,6 +67,8 @@ pub struct Report {
     pub changed: usize,
     /// Whether a document draws on a secret store, whose secrets may change without it.
     pub draws: bool,
+    /// Whether something is still built for the first time; see [`Loader::built`].
+    pub building: bool,
 }
 
 /// What became of one component.
@@ -71,6 +77,14 @@ pub(super) enum Step {
     Changed,
     /// Its secret store does not run.
     Waits(String),
+}
+
+impl Entry {
+    /// Whether what is built was not tried before.
+    fn is_first_built(&self) -> bool {
+        let tried = |content: u64| self.trouble.is_some_and(|t| t.content == Some(content));
+        self.building.as_ref().is_some_and(|b| !tried(b.content))
+    }
 }
 
 impl Trouble {
@@ -145,6 +159,7 @@ impl Loader {
                 moving: None,
                 running: None,
                 trouble: None,
+                building: None,
                 sides: Sides::default(),
             });
             let step = match moving {
@@ -183,7 +198,9 @@ impl Loader {
                 }
             }
         }
-        let troubles = desired.values().filter_map(|e| e.trouble).filter(|t| !t.lasting);
+        report.building = desired.values().any(Entry::is_first_built);
+        let troubles = desired.values().filter(|e| e.building.is_none());
+        let troubles = troubles.filter_map(|e| e.trouble).filter(|t| !t.lasting);
         let sides = desired.values().filter_map(|e| e.sides.next_try());
         report.next_try = troubles.map(|t| t.next).chain(sides).min();
         report
@@ -201,7 +218,8 @@ impl Loader {
         entry.document = c.clone();
         let draws = draws(c, &self.cx.default_secret_store);
         let due = entry.trouble.is_none_or(|t| edited || (!t.lasting && Instant::now() >= t.next));
-        if !edited && !draws && (!due || (entry.trouble.is_none() && entry.running.is_some())) {
+        let settled = !due || (entry.trouble.is_none() && entry.running.is_some());
+        if !edited && !draws && settled && entry.building.is_none() {
             return Ok(Step::Unchanged);
         }
         if let Some(store) = self.missing_store(c) {
@@ -210,6 +228,15 @@ impl Loader {
             return Ok(if runs || !due { Step::Unchanged } else { Step::Waits(store) });
         }
         let drawn = self.draw(c).await;
+        // One of another content is ended by being dropped.
+        if let Some(mut building) = entry.building.take().filter(|b| b.content == drawn.content) {
+            let Some(made) = building.ended(c) else {
+                entry.building = Some(building);
+                return Ok(Step::Unchanged);
+            };
+            let (holds, pending) = (building.holds.clone(), building.pending.take());
+            return self.take_in(c, entry, &drawn, made, (holds, pending), first).await;
+        }
         if let Some(running) = &mut entry.running
             && running.content == drawn.content
         {
@@ -243,7 +270,7 @@ impl Loader {
         c: &Component,
         entry: &mut Entry,
         drawn: &Drawn,
-        mut pending: Option<Pending>,
+        pending: Option<Pending>,
         first: bool,
     ) -> Result<Step, LoadFailure> {
         let draft = match self.draft(c, drawn) {
@@ -262,8 +289,36 @@ impl Loader {
                     Err(failure)
                 }
             },
-            None => self.make(c, draft, !first).await,
+            None if first => self.make(c, draft, false).await,
+            None => {
+                let mut building = self.begin_build(c, draft, drawn.content);
+                match building.ended_soon(c).await {
+                    Some(made) => made,
+                    None => {
+                        building.pending = pending;
+                        entry.building = Some(building);
+                        return Ok(Step::Unchanged);
+                    }
+                }
+            }
         };
+        self.take_in(c, entry, drawn, made, (holds, pending), first).await
+    }
+
+    /// Puts what was made to use, or says why there is nothing.
+    async fn take_in(
+        self: &Arc<Self>,
+        c: &Component,
+        entry: &mut Entry,
+        drawn: &Drawn,
+        made: Result<Instance, Failure>,
+        (holds, mut pending): (Option<Hold>, Option<Pending>),
+        first: bool,
+    ) -> Result<Step, LoadFailure> {
+        if let Ok(instance) = &made {
+            // They may have changed while it was built.
+            instance.parts.set_policies(&self.policies.load(), &c.meta.name);
+        }
         let exchanged = match made {
             Ok(instance) => self.exchange(instance, &mut pending).await.map_err(|e| Failure::init(c, e, false)),
             Err(failure) => Err(failure),

@@ -36,6 +36,8 @@ struct Fake {
     exclusive: bool,
     broken: bool,
     silent: bool,
+    /// Seconds that a build takes.
+    slow: i64,
     version: String,
 }
 
@@ -46,6 +48,7 @@ fn prepare(md: &Metadata, _: &str) -> Result<Box<dyn Prepared<dyn StateStore>>, 
         exclusive: errors.bool(md, "exclusive", false),
         broken: errors.bool(md, "broken", false),
         silent: errors.bool(md, "silent", false),
+        slow: errors.int(md, "slow", 0),
         version: errors.text(md, "version", "1"),
     };
     errors.finish(Box::new(fake) as Box<dyn Prepared<dyn StateStore>>)
@@ -58,6 +61,7 @@ impl Prepared<dyn StateStore> for Fake {
     }
 
     async fn build(self: Box<Self>, _: &BuildCx) -> Result<Arc<dyn StateStore>> {
+        tokio::time::sleep(Duration::from_secs(self.slow.unsigned_abs())).await;
         if self.broken {
             return Err(Error::unavailable("it is not there"));
         }
@@ -292,6 +296,66 @@ async fn the_same_content_changes_nothing_and_others_are_not_touched() {
     rig.receipts().await;
     rig.one_open("e").await;
     assert_eq!((open("e"), open("f"), open("g")), (1, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_build_holds_up_nothing_else_and_comes_into_force_once_it_has_ended() {
+    let rig = Rig::new(true);
+    let other = |version| fake("other", &[("resource", "h"), ("version", version)]);
+    let store = |version, slow| fake("store", &[("resource", "i"), ("version", version), ("slow", slow)]);
+    rig.loader.load_all(vec![other("1"), store("1", "0")]).await.unwrap();
+    let report = rig.loader.reconcile(vec![other("2"), store("2", "3")]).await;
+    assert!(report.building);
+    assert_eq!((report.changed, report.next_try), (1, None));
+    let report = rig.loader.reconcile(vec![other("3"), store("2", "3")]).await;
+    assert!(report.building, "it is the same build");
+    assert_eq!((rig.value("other").await.unwrap().as_str(), rig.value("store").await.unwrap().as_str()), ("3", "1"));
+    rig.loader.built().await;
+    let report = rig.loader.retry().await;
+    assert_eq!((report.building, report.changed, rig.value("store").await.unwrap().as_str()), (false, 1, "2"));
+    let receipts = rig.receipts().await;
+    assert!(receipts.iter().all(|r| r.outcome == Outcome::Applied), "{receipts:?}");
+    assert!(receipts.iter().rfind(|r| r.name == "store").unwrap().switch_ms >= 3000.0);
+
+    // What is edited again meanwhile, taken back, or removed is not built in vain for ever.
+    rig.loader.reconcile(vec![store("3", "3")]).await;
+    rig.loader.reconcile(vec![store("4", "0")]).await;
+    assert_eq!(rig.value("store").await.unwrap(), "4");
+    rig.loader.reconcile(vec![store("5", "3")]).await;
+    let report = rig.loader.reconcile(vec![store("4", "0")]).await;
+    assert_eq!((report.building, report.changed), (false, 0));
+    rig.loader.reconcile(vec![store("6", "3")]).await;
+    // Nobody has looked yet at what was built.
+    rig.loader.built().await;
+    assert_eq!(open("i"), 2);
+    rig.loader.reconcile(Vec::<Component>::new()).await;
+    rig.receipts().await;
+    while open("i") != 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(rig.core.swaps.refused().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_build_that_fails_is_refused_and_tried_again_at_its_time() {
+    let rig = Rig::new(true);
+    rig.loader.load_all(vec![fake("s", &[("resource", "j"), ("version", "1")])]).await.unwrap();
+    let broken = fake("s", &[("resource", "j"), ("broken", "true"), ("slow", "1")]);
+    assert!(rig.loader.reconcile(vec![broken.clone()]).await.building);
+    for tries in 1..=3 {
+        rig.loader.built().await;
+        let report = rig.loader.retry().await;
+        let next = report.next_try.expect("it may get better");
+        assert!(!report.building && next > tokio::time::Instant::now());
+        assert_eq!((rig.value("s").await.unwrap().as_str(), rig.core.swaps.refused().len()), ("1", 1), "{tries}");
+        tokio::time::sleep_until(next).await;
+        let report = rig.loader.retry().await;
+        assert!(!report.building, "what was tried before keeps nobody waiting");
+        assert_eq!(report.next_try, None, "it is under way");
+    }
+    assert_eq!(rig.receipts().await.len(), 1, "one receipt for one reason");
+    rig.loader.reconcile(vec![fake("s", &[("resource", "j"), ("version", "2")])]).await;
+    assert_eq!((rig.value("s").await.unwrap().as_str(), rig.core.swaps.refused().len()), ("2", 0));
 }
 
 #[path = "moving_tests.rs"]
