@@ -48,6 +48,8 @@ const NAMES: &[&str] = &[
     "shutdown",
     "conversation",
     "subscribe",
+    // Our own: phase and receipts.
+    "mecha",
 ];
 const VERSIONS: &[&str] = &["v1", "v1alpha1", "v1alpha2", "v1beta1"];
 
@@ -139,6 +141,10 @@ mod tests {
         assert!(r.allows("state", "v1", Front::Grpc), "grpc has no allow list");
         assert!(!r.allows("publish", "v1", Front::Grpc));
         assert!(r.allows("healthz", "v1", Front::Http));
+        assert!(!r.allows("mecha", "v1", Front::Http));
+        let (r, warnings) = ApiRules::compile(&[rule("mecha", "v1", "http")], &[rule("mecha", "v1.0", "grpc")], false);
+        assert_eq!(warnings, [] as [&str; 0]);
+        assert!(r.allows("mecha", "v1", Front::Http) && !r.allows("mecha", "v1", Front::Grpc));
     }
 
     #[test]

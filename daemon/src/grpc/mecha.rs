@@ -18,8 +18,8 @@ use crate::phases;
 
 /// Name of the service.
 pub(super) const SERVICE: &str = "mecha.v1.Sidecar";
-/// Its API as allow and deny lists see it: none of their names, so an allow list keeps it out, as over HTTP.
-pub(super) const ENTRY: Entry = Entry { api: "mecha", version: "mecha" };
+/// Its API as allow and deny lists name it, as over HTTP.
+pub(super) const ENTRY: Entry = Entry { api: "mecha", version: "v1" };
 
 /// The service over one runtime.
 #[derive(Debug)]

@@ -210,7 +210,9 @@ pub(super) fn find<'p>(method: &Method, path: &'p str) -> Match<'p> {
         "shutdown" if stable && rest.is_empty() => known("shutdown", post, Route::Shutdown),
         "lock" if alpha1 && two.is_none() && !rest.is_empty() => known("lock", post, Route::TryLock { store: rest }),
         "unlock" if alpha1 && two.is_none() && !rest.is_empty() => known("unlock", post, Route::Unlock { store: rest }),
-        "mecha" if version == "mecha" => known("mecha", true, Route::Mecha { rest }),
+        "mecha" if version == "mecha" => {
+            Match::Known(Matched { api: "mecha", version: "v1", route: Route::Mecha { rest } })
+        }
         _ => unbuilt(method, version, api, rest),
     }
 }
