@@ -1,5 +1,7 @@
 //! Allow and deny lists of the API (`api.allowed`, `api.denied` of the Configuration).
 
+use mecha_resources::API_NAMES;
+
 use crate::cx::Front;
 
 /// One rule of a list.
@@ -29,28 +31,6 @@ struct Rule {
     front: Option<Front>,
 }
 
-const NAMES: &[&str] = &[
-    "invoke",
-    "state",
-    "publish",
-    "bindings",
-    "secrets",
-    "actors",
-    "metadata",
-    "configuration",
-    "lock",
-    "unlock",
-    "crypto",
-    "subtlecrypto",
-    "workflows",
-    "healthz",
-    "jobs",
-    "shutdown",
-    "conversation",
-    "subscribe",
-    // Our own: phase and receipts.
-    "mecha",
-];
 const VERSIONS: &[&str] = &["v1", "v1alpha1", "v1alpha2", "v1beta1"];
 
 impl ApiRules {
@@ -105,7 +85,7 @@ impl ApiRules {
 
 fn compile_one(r: &ApiRule, strict: bool) -> Option<Rule> {
     let name = r.name.trim().to_lowercase();
-    if !NAMES.contains(&name.as_str()) {
+    if !API_NAMES.contains(&name.as_str()) {
         return None;
     }
     let front = match r.protocol.trim().to_lowercase().as_str() {

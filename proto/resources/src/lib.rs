@@ -25,10 +25,10 @@ pub mod yaml;
 
 pub use component::{Component, DEFAULT_INIT_TIMEOUT, DuplicateComponents, SecretQuery, unique_names};
 pub use configuration::{
-    AccessControl, AccessOperation, AccessPolicy, Api, ApiLogging, ApiRule, Configuration, DEFAULT_ALLOWED_CLOCK_SKEW,
-    DEFAULT_SAMPLING_RATE, DEFAULT_WORKLOAD_CERT_TTL, DefaultAccess, FEATURES_ON_BY_DEFAULT, Feature, Handler,
-    HttpMetrics, MetricLabel, MetricRule, Metrics, Mtls, NameResolution, Otel, OtelProtocol, Pipeline, SecretsScope,
-    TokenValidator, Tracing,
+    API_NAMES, AccessControl, AccessOperation, AccessPolicy, Api, ApiLogging, ApiRule, Configuration,
+    DEFAULT_ALLOWED_CLOCK_SKEW, DEFAULT_SAMPLING_RATE, DEFAULT_WORKLOAD_CERT_TTL, DefaultAccess,
+    FEATURES_ON_BY_DEFAULT, Feature, Handler, HttpMetrics, MetricLabel, MetricRule, Metrics, Mtls, NameResolution,
+    Otel, OtelProtocol, Pipeline, SecretsScope, TokenValidator, Tracing,
 };
 pub use diagnostic::{Diagnostic, Located, Origin, Severity};
 pub use endpoint::{ClientTls, HttpEndpoint, Renegotiation};

@@ -14,7 +14,8 @@ const DEFAULT_TRUST_DOMAIN: &str = "public";
 
 const ACTIONS: [(&str, DefaultAccess); 2] = [("allow", DefaultAccess::Allow), ("deny", DefaultAccess::Deny)];
 
-const API_NAMES: [&str; 18] = [
+/// Names of APIs in allow and deny lists.
+pub const API_NAMES: [&str; 19] = [
     "invoke",
     "state",
     "publish",
@@ -33,6 +34,8 @@ const API_NAMES: [&str; 18] = [
     "jobs",
     "shutdown",
     "conversation",
+    // Our own: phase and receipts.
+    "mecha",
 ];
 
 const API_VERSIONS: [&str; 8] =

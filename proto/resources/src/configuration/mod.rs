@@ -4,6 +4,7 @@ mod access;
 mod decode;
 
 pub use access::{AccessControl, AccessOperation, AccessPolicy, Api, ApiRule, DefaultAccess, SecretsScope};
+pub use decode::API_NAMES;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
