@@ -191,7 +191,10 @@ async fn new_clusters(binary: &Binary, backends: &Backends, folder: &Path, edits
             bench.edit(to, true).await?;
         }
     }
-    bench.end().await.map(Some)
+    let run = bench.end().await?;
+    // As above: another daemon may be next.
+    redis.command(&["DEL", TOPIC]);
+    Ok(Some(run))
 }
 
 /// A broker with the settings of Kafka's own that a first consumer waits for; tests do without.
