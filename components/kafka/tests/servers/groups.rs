@@ -243,3 +243,28 @@ async fn positions_are_fixed_before_a_group_forms_and_never_replaced() {
     assert_eq!((app.inbox.texts(), late.inbox.texts()), (vec!["one".to_owned()], vec!["two".to_owned()]));
     assert_eq!(again.inbox.texts(), ["three", "four"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_first_group_of_a_new_cluster_was_promised_outlives_its_member() {
+    for initial in ["newest", "oldest"] {
+        // Brokers choose the first coordinator when they are asked, and make these partitions for it.
+        let options = KafkaOptions::new().set("offsets.topic.num.partitions", "50");
+        let Some(kafka) = options.set("group.initial.rebalance.delay.ms", "3000").start() else { return };
+        let (address, topic) = (kafka.address(), fresh_name());
+        let more = [("initialOffset", initial)];
+        let broker = member(&address, &topic, &more).await;
+        // Takes it and never says that it is done, should the group form in time.
+        let app = Arc::new(Promised { inbox: Inbox::new().held(), secured: AtomicUsize::new(0) });
+        let running = Running::start(&broker, &topic, app.clone());
+        until("the positions are fixed", async || app.secured() > 0).await;
+        publish_with(&*broker, &topic, initial, &[]).await.unwrap();
+        running.abort().await;
+        broker.close().await;
+
+        let (next, inbox) = (member(&address, &topic, &more).await, Arc::new(Inbox::new()));
+        let running = Running::start(&next, &topic, inbox.clone());
+        inbox.wait_for(1, PATIENCE).await.unwrap();
+        running.stop().await;
+        assert_eq!(inbox.texts(), [initial]);
+    }
+}
